@@ -1,0 +1,1275 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * vhost-iommu: serve the invalidation queues of a virtio-iommu device
+ *
+ * A guest that owns its stage-1 I/O page tables says "domain D, addresses a to
+ * b changed" on a virtqueue. The worker of that queue looks up where D is
+ * attached, which the VMM has told by ioctl, and has iommufd flush the nested
+ * HWPTs or vIOMMUs behind it. See include/uapi/linux/virtio_iommu_stage1.h for
+ * the requests and include/uapi/linux/vhost_iommu.h for the ioctls; clause
+ * identifiers ([INV-D-n]) are those of the specification.
+ *
+ * The guest is hostile. A request is copied from guest memory once, then
+ * checked, then used. Nothing a guest writes is logged, allocates memory, or
+ * keeps a worker longer than VHOST_IOMMU_BUDGET descriptors per turn.
+ *
+ * Lock order:
+ *
+ *	vhost_dev::mutex	ioctls; all changes of the bind table
+ *	  vhost_virtqueue::mutex	serving a queue
+ *	    vhost_iommu::bind_rwsem	read: lookup and flush;
+ *					write: changes of the bind table
+ *	      locks of the IOMMU driver	(the flush may sleep)
+ *
+ * Binding takes bind_rwsem for write with vhost_dev::mutex held, never with a
+ * virtqueue's mutex. Because a flush holds bind_rwsem for read from the lookup
+ * to the completion, an unbind returns only when no flush uses the target.
+ */
+#include <linux/debugfs.h>
+#include <linux/file.h>
+#include <linux/idr.h>
+#include <linux/iommufd.h>
+#include <linux/iommufd_inval.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/rwsem.h>
+#include <linux/seq_file.h>
+#include <linux/slab.h>
+#include <linux/sort.h>
+#include <linux/uio.h>
+#include <linux/vhost.h>
+#include <linux/virtio_iommu.h>
+#include <linux/xarray.h>
+#include <uapi/linux/vhost_iommu.h>
+#include <uapi/linux/virtio_iommu_stage1.h>
+
+#include "vhost.h"
+
+#define CREATE_TRACE_POINTS
+#include <trace/events/vhost_iommu.h>
+
+/* Descriptors that one turn of a queue may serve; a request counts as one more. */
+#define VHOST_IOMMU_BUDGET		1024
+
+/* Ranges of one domain in one request that are flushed one by one. */
+#define VHOST_IOMMU_RANGES_MAX		64
+
+/* Largest device-writable part of a request in bytes [INV-D-8]. */
+#define VHOST_IOMMU_TAIL_MAX		64
+
+static const int vhost_iommu_bits[] = {
+	VIRTIO_RING_F_INDIRECT_DESC,
+	VIRTIO_RING_F_EVENT_IDX,
+	VIRTIO_F_ANY_LAYOUT,
+	VIRTIO_F_VERSION_1,
+};
+
+#define VHOST_IOMMU_FEATURES VHOST_FEATURES_U64(vhost_iommu_bits, 0)
+
+/**
+ * struct vhost_iommu_ep - A device TLB that caches a target
+ * @node: in vhost_iommu_tgt::endpoints
+ * @virt_id: the vDEVICE. It is looked up at each flush: a reference could not
+ *           be held, as vDEVICEs are revoked when their device goes.
+ * @pasid: PASID, when @flags has VHOST_IOMMU_ENDPOINT_PASID
+ * @flags: VHOST_IOMMU_ENDPOINT_*
+ */
+struct vhost_iommu_ep {
+	struct list_head node;
+	u64 virt_id;
+	u32 pasid;
+	u32 flags;
+};
+
+/**
+ * struct vhost_iommu_tgt - One IOMMU that caches a domain
+ * @node: in vhost_iommu_domain::targets
+ * @endpoints: device TLBs behind it
+ * @inval: the iommufd object
+ * @object_id: its ID
+ * @tag: the ASID that the domain has there
+ */
+struct vhost_iommu_tgt {
+	struct list_head node;
+	struct list_head endpoints;
+	struct iommufd_inval *inval;
+	u32 object_id;
+	u32 tag;
+};
+
+/**
+ * struct vhost_iommu_domain - A domain of the guest that is bound
+ * @targets: where it is attached; not empty
+ * @id: domain ID in descriptors
+ * @granule: log2 of the granule of its table
+ * @descs: descriptors that were completed
+ * @ranges: ranges that were flushed, after joining
+ * @wide: flushes of the whole domain
+ * @errors: flushes that failed
+ */
+struct vhost_iommu_domain {
+	struct list_head targets;
+	u32 id;
+	u8 granule;
+	atomic64_t descs;
+	atomic64_t ranges;
+	atomic64_t wide;
+	atomic64_t errors;
+};
+
+/**
+ * struct vhost_iommu_item - A descriptor that passed all checks
+ * @domain: the domain, kept by bind_rwsem
+ * @start: first byte; 0 for the whole domain
+ * @last: last byte; U64_MAX for the whole domain
+ * @index: position of the descriptor in the request
+ * @leaf_shift: log2 of the smallest leaf that changed, or 0
+ * @leaf: no table entry changed
+ * @all: the whole domain
+ */
+struct vhost_iommu_item {
+	struct vhost_iommu_domain *domain;
+	u64 start;
+	u64 last;
+	u16 index;
+	u8 leaf_shift;
+	bool leaf;
+	bool all;
+};
+
+/**
+ * struct vhost_iommu_vq - An invalidation queue with room for one request
+ * @vq: the vhost virtqueue; its mutex protects the rest
+ * @index: number of the queue
+ * @requests: requests that were answered
+ * @malformed: times that the ring was found malformed
+ * @descs: descriptors as copied from the guest
+ * @items: descriptors that passed all checks
+ * @entries: joined ranges of one domain, as iommufd takes them
+ * @buf: vendor entries
+ */
+struct vhost_iommu_vq {
+	struct vhost_virtqueue vq;
+	unsigned int index;
+	u64 requests;
+	u64 malformed;
+	struct virtio_iommu_inv_desc descs[VHOST_IOMMU_INV_DESCS_MAX];
+	struct vhost_iommu_item items[VHOST_IOMMU_INV_DESCS_MAX];
+	struct iommu_inval_generic entries[VHOST_IOMMU_RANGES_MAX];
+	struct iommufd_inval_buf buf;
+};
+
+/**
+ * struct vhost_iommu - An open /dev/vhost-iommu
+ * @dev: the vhost device
+ * @vqs: invalidation queues
+ * @bind_rwsem: protects @domains and all below; see the lock order
+ * @domains: struct vhost_iommu_domain by domain ID
+ * @nr_targets: targets of all domains, up to VHOST_IOMMU_TARGETS_MAX
+ * @nr_endpoints: endpoints of all targets, up to VHOST_IOMMU_ENDPOINTS_MAX
+ * @iommufd: file whose objects are bound, or NULL; under vhost_dev::mutex
+ * @max_inv_descs: most descriptors in a request; changes only while stopped
+ * @id: number of this instance in tracepoints and debugfs
+ * @debugfs: directory of this instance
+ */
+struct vhost_iommu {
+	struct vhost_dev dev;
+	struct vhost_iommu_vq *vqs[VHOST_IOMMU_VQ_MAX];
+	struct rw_semaphore bind_rwsem;
+	struct xarray domains;
+	unsigned int nr_targets;
+	unsigned int nr_endpoints;
+	struct file *iommufd;
+	unsigned int max_inv_descs;
+	int id;
+	struct dentry *debugfs;
+};
+
+static DEFINE_IDA(vhost_iommu_ida);
+static struct dentry *vhost_iommu_debugfs;
+
+static struct vhost_iommu_vq *to_iommu_vq(struct vhost_virtqueue *vq)
+{
+	return container_of(vq, struct vhost_iommu_vq, vq);
+}
+
+static struct vhost_iommu *to_vhost_iommu(struct vhost_iommu_vq *q)
+{
+	return container_of(q->vq.dev, struct vhost_iommu, dev);
+}
+
+/*
+ * Flushing one domain on all IOMMUs where it is attached
+ */
+
+static int flush_entries(struct vhost_iommu_vq *q,
+			 const struct vhost_iommu_domain *domain,
+			 const struct vhost_iommu_tgt *tgt, unsigned int nr)
+{
+	const struct iommu_inval_generic *first = &q->entries[0];
+	u32 done;
+	int rc;
+
+	rc = iommufd_inval_flush(tgt->inval, q->entries, nr, &q->buf, &done);
+	if (!rc && done != nr)
+		rc = -EIO;
+	trace_vhost_iommu_flush(to_vhost_iommu(q)->id, domain->id,
+				iommufd_inval_name(tgt->inval), tgt->tag,
+				first->scope == IOMMU_INVAL_SCOPE_DEVICE, nr,
+				first->start, first->last, rc);
+	return rc;
+}
+
+/* First phase: the TLB of the IOMMU, under the domain's tag. */
+static int flush_iotlb(struct vhost_iommu_vq *q,
+		       const struct vhost_iommu_domain *domain,
+		       const struct vhost_iommu_tgt *tgt,
+		       const struct vhost_iommu_item *items, unsigned int nr)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr; i++) {
+		struct iommu_inval_generic *e = &q->entries[i];
+
+		*e = (struct iommu_inval_generic){
+			.scope = IOMMU_INVAL_SCOPE_DOMAIN,
+			.granule = domain->granule,
+			.tag = tgt->tag,
+		};
+		if (items[i].all)
+			continue;
+		e->scope = IOMMU_INVAL_SCOPE_RANGE;
+		e->leaf_shift = items[i].leaf_shift;
+		e->flags = items[i].leaf ? IOMMU_INVAL_FLAG_LEAF : 0;
+		e->start = items[i].start;
+		e->last = items[i].last;
+	}
+	return flush_entries(q, domain, tgt, nr);
+}
+
+/* Second phase: a device TLB. It has leaves only, so LEAF means nothing. */
+static int flush_endpoint(struct vhost_iommu_vq *q,
+			  const struct vhost_iommu_domain *domain,
+			  const struct vhost_iommu_tgt *tgt,
+			  const struct vhost_iommu_ep *ep,
+			  const struct vhost_iommu_item *items, unsigned int nr)
+{
+	bool pasid = ep->flags & VHOST_IOMMU_ENDPOINT_PASID;
+	unsigned int i;
+
+	for (i = 0; i < nr; i++)
+		q->entries[i] = (struct iommu_inval_generic){
+			.scope = IOMMU_INVAL_SCOPE_DEVICE,
+			.granule = domain->granule,
+			.flags = pasid ? IOMMU_INVAL_FLAG_PASID : 0,
+			.pasid = ep->pasid,
+			.start = items[i].start,
+			.last = items[i].last,
+			.virt_id = ep->virt_id,
+		};
+	return flush_entries(q, domain, tgt, nr);
+}
+
+static int flush_domain(struct vhost_iommu_vq *q,
+			struct vhost_iommu_domain *domain,
+			const struct vhost_iommu_item *items, unsigned int nr)
+{
+	const struct vhost_iommu_tgt *tgt;
+	const struct vhost_iommu_ep *ep;
+	int rc = 0;
+
+	list_for_each_entry(tgt, &domain->targets, node) {
+		rc = flush_iotlb(q, domain, tgt, items, nr);
+		if (rc)
+			break;
+		list_for_each_entry(ep, &tgt->endpoints, node) {
+			rc = flush_endpoint(q, domain, tgt, ep, items, nr);
+			if (rc)
+				break;
+		}
+		if (rc)
+			break;
+	}
+
+	if (rc)
+		atomic64_inc(&domain->errors);
+	else if (items[0].all)
+		atomic64_inc(&domain->wide);
+	else
+		atomic64_add(nr, &domain->ranges);
+	return rc;
+}
+
+/*
+ * Serving a request
+ */
+
+static int item_cmp(const void *pa, const void *pb)
+{
+	const struct vhost_iommu_item *a = pa, *b = pb;
+
+	if (a->domain->id != b->domain->id)
+		return a->domain->id < b->domain->id ? -1 : 1;
+	if (a->start != b->start)
+		return a->start < b->start ? -1 : 1;
+	return 0;
+}
+
+static void sort_items(struct vhost_iommu_item *items, unsigned int nr)
+{
+	unsigned int i;
+
+	/* The usual request is in order already. */
+	for (i = 1; i < nr; i++)
+		if (item_cmp(&items[i - 1], &items[i]) > 0)
+			break;
+	if (i < nr)
+		sort(items, nr, sizeof(*items), item_cmp, NULL);
+}
+
+/*
+ * Join, in place, the items of one domain, which are sorted by start. The
+ * result covers each of them: the union of two ranges that overlap or touch is
+ * one range, it is LEAF only if both are, and its smallest leaf is the smaller
+ * of both, where 0 (not known) is the smallest. Too many become all.
+ */
+static unsigned int join_items(struct vhost_iommu_item *items, unsigned int nr)
+{
+	struct vhost_iommu_item *cur = items;
+	unsigned int i;
+
+	for (i = 1; i < nr; i++) {
+		struct vhost_iommu_item *next = &items[i];
+
+		if (cur->last != U64_MAX && next->start > cur->last + 1) {
+			*++cur = *next;
+			continue;
+		}
+		cur->last = max(cur->last, next->last);
+		cur->leaf &= next->leaf;
+		cur->leaf_shift = min(cur->leaf_shift, next->leaf_shift);
+		cur->all |= next->all;
+	}
+
+	nr = cur - items + 1;
+	/* An item with all starts at 0 and ends at the top: it is alone now. */
+	if (nr > VHOST_IOMMU_RANGES_MAX) {
+		items->start = 0;
+		items->last = U64_MAX;
+		items->all = true;
+		nr = 1;
+	}
+	return nr;
+}
+
+/*
+ * Flush checked descriptors, domain by domain. Returns how many, from the first
+ * descriptor on, are done; others may be done as well.
+ */
+static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr)
+{
+	unsigned int first, end, done = nr;
+	bool failed = false;
+
+	sort_items(q->items, nr);
+	for (first = 0; first < nr; first = end) {
+		struct vhost_iommu_item *items = &q->items[first];
+		struct vhost_iommu_domain *domain = items->domain;
+		unsigned int lowest = nr, joined;
+
+		for (end = first; end < nr; end++) {
+			if (q->items[end].domain != domain)
+				break;
+			lowest = min(lowest, q->items[end].index);
+		}
+
+		/* After a failure the rest is left to the driver's retry. */
+		if (!failed) {
+			joined = join_items(items, end - first);
+			failed = flush_domain(q, domain, items, joined);
+			if (!failed)
+				atomic64_add(end - first, &domain->descs);
+		}
+		if (failed)
+			done = min(done, lowest);
+	}
+	return done;
+}
+
+/* Check one descriptor, in the order that the specification gives [INV-D-25]. */
+static u8 check_desc(struct vhost_iommu *vi,
+		     const struct virtio_iommu_inv_desc *desc,
+		     struct vhost_iommu_item *item)
+{
+	u16 flags = le16_to_cpu(desc->flags);
+	struct vhost_iommu_domain *domain;
+	u64 mask;
+
+	*item = (struct vhost_iommu_item){
+		.start = le64_to_cpu(desc->start),
+		.last = le64_to_cpu(desc->last),
+		.leaf_shift = desc->leaf_shift,
+		.leaf = flags & VIRTIO_IOMMU_INV_F_LEAF,
+	};
+
+	if (desc->reserved)
+		return VIRTIO_IOMMU_S_INVAL;
+	switch (desc->scope) {
+	case VIRTIO_IOMMU_INV_S_DOMAIN:
+		if (flags || item->leaf_shift || item->start || item->last)
+			return VIRTIO_IOMMU_S_INVAL;
+		item->last = U64_MAX;
+		item->all = true;
+		break;
+	case VIRTIO_IOMMU_INV_S_RANGE:
+		if (flags & ~VIRTIO_IOMMU_INV_F_LEAF)
+			return VIRTIO_IOMMU_S_INVAL;
+		break;
+	default:
+		return VIRTIO_IOMMU_S_INVAL;
+	}
+
+	domain = xa_load(&vi->domains, le32_to_cpu(desc->domain));
+	if (!domain)
+		return VIRTIO_IOMMU_S_NOENT;
+	item->domain = domain;
+	if (item->all)
+		return VIRTIO_IOMMU_S_OK;
+
+	if (item->leaf_shift &&
+	    (item->leaf_shift < domain->granule || item->leaf_shift > 63))
+		return VIRTIO_IOMMU_S_INVAL;
+	mask = BIT_ULL(domain->granule) - 1;
+	if (item->last < item->start || (item->start & mask) ||
+	    ((item->last + 1) & mask))
+		return VIRTIO_IOMMU_S_RANGE;
+	return VIRTIO_IOMMU_S_OK;
+}
+
+/* Carry out @nr copied descriptors. Returns the status; *done says how many. */
+static u8 serve_descs(struct vhost_iommu_vq *q, unsigned int nr, u32 *done)
+{
+	struct vhost_iommu *vi = to_vhost_iommu(q);
+	u8 status = VIRTIO_IOMMU_S_OK;
+	unsigned int i;
+
+	down_read(&vi->bind_rwsem);
+	for (i = 0; i < nr; i++) {
+		status = check_desc(vi, &q->descs[i], &q->items[i]);
+		if (status != VIRTIO_IOMMU_S_OK)
+			break;
+		q->items[i].index = i;
+	}
+	*done = flush_items(q, i);
+	up_read(&vi->bind_rwsem);
+
+	return *done < i ? VIRTIO_IOMMU_S_DEVERR : status;
+}
+
+/*
+ * Serve the request that lies in @out readable and @in writable segments of
+ * vq->iov. Returns the used length, 0 if the request has no place for an answer
+ * or is not ours [INV-D-7, INV-D-8], or an errno when guest memory cannot be accessed.
+ * *cost is what it takes from the turn's budget.
+ */
+static int serve_request(struct vhost_iommu_vq *q, unsigned int out,
+			 unsigned int in, unsigned int *cost)
+{
+	struct vhost_virtqueue *vq = &q->vq;
+	struct vhost_iommu *vi = to_vhost_iommu(q);
+	struct virtio_iommu_req_invalidate head = {};
+	struct virtio_iommu_inv_tail tail = {};
+	u8 answer[VHOST_IOMMU_TAIL_MAX] = {};
+	size_t readable = iov_length(vq->iov, out);
+	size_t writable = iov_length(vq->iov + out, in);
+	size_t len = min(readable, sizeof(head));
+	struct iov_iter iter;
+	unsigned int nr;
+	u32 done = 0;
+
+	*cost = 1;
+	if (!readable || writable < sizeof(tail) || writable > sizeof(answer))
+		return 0;
+
+	iov_iter_init(&iter, ITER_SOURCE, vq->iov, out, readable);
+	if (!copy_from_iter_full(&head, len, &iter))
+		return -EFAULT;
+	if (head.type != VIRTIO_IOMMU_T_INVALIDATE)
+		return 0;
+
+	nr = le16_to_cpu(head.nr);
+	if (len < sizeof(head) || head.reserved || !nr ||
+	    nr > vi->max_inv_descs ||
+	    iov_iter_count(&iter) != nr * sizeof(q->descs[0])) {
+		tail.status = VIRTIO_IOMMU_S_INVAL;
+	} else {
+		if (!copy_from_iter_full(q->descs, nr * sizeof(q->descs[0]),
+					 &iter))
+			return -EFAULT;
+		*cost += nr;
+		tail.status = serve_descs(q, nr, &done);
+	}
+	tail.done = cpu_to_le32(done);
+	q->requests++;
+	trace_vhost_iommu_request(vi->id, q->index, nr, done, tail.status);
+
+	/* done comes first, the request tail (the status) last [INV-D-9] */
+	memcpy(answer, &tail, offsetof(typeof(tail), status));
+	len = sizeof(tail) - offsetof(typeof(tail), status);
+	memcpy(answer + writable - len, &tail.status, len);
+	iov_iter_init(&iter, ITER_DEST, vq->iov + out, in, writable);
+	if (copy_to_iter(answer, writable, &iter) != writable)
+		return -EFAULT;
+	return writable;
+}
+
+/* The other queues run on. The VMM hears of it and sets NEEDS_RESET [INV-D-48]. */
+static void stop_malformed(struct vhost_iommu_vq *q, int err)
+{
+	trace_vhost_iommu_error(to_vhost_iommu(q)->id, q->index, err);
+	q->malformed++;
+	vhost_vq_set_backend(&q->vq, NULL);
+	vq_err(&q->vq, "malformed ring: %d\n", err);
+}
+
+/*
+ * Serve a queue until it is empty or the budget is used up, in process context
+ * in the address space of the VMM. Returns true when requests are left. Does
+ * not depend on who calls it.
+ */
+static bool serve_queue(struct vhost_iommu_vq *q, int budget)
+{
+	struct vhost_virtqueue *vq = &q->vq;
+	struct vhost_dev *dev = vq->dev;
+	unsigned int in, out, cost;
+	bool used = false;
+	int head, len;
+
+	mutex_lock(&vq->mutex);
+	if (!vhost_vq_get_backend(vq))
+		goto out_unlock;
+
+	vhost_disable_notify(dev, vq);
+	while (budget > 0) {
+		head = vhost_get_vq_desc(vq, vq->iov, ARRAY_SIZE(vq->iov),
+					 &out, &in, NULL, NULL);
+		if (head < 0) {
+			stop_malformed(q, head);
+			break;
+		}
+		if (head == vq->num) {
+			if (unlikely(vhost_enable_notify(dev, vq))) {
+				vhost_disable_notify(dev, vq);
+				continue;
+			}
+			break;
+		}
+
+		len = serve_request(q, out, in, &cost);
+		if (len >= 0)
+			len = vhost_add_used(vq, head, len);
+		if (len < 0) {
+			stop_malformed(q, len);
+			break;
+		}
+		used = true;
+		budget -= cost;
+	}
+	if (used)
+		vhost_signal(dev, vq);
+out_unlock:
+	mutex_unlock(&vq->mutex);
+	return budget <= 0;
+}
+
+static void handle_kick(struct vhost_work *work)
+{
+	struct vhost_virtqueue *vq =
+		container_of(work, struct vhost_virtqueue, poll.work);
+
+	if (serve_queue(to_iommu_vq(vq), VHOST_IOMMU_BUDGET))
+		vhost_poll_queue(&vq->poll);
+}
+
+/*
+ * The bind table. Changed with vhost_dev::mutex held, so that reading it needs
+ * either this mutex or bind_rwsem.
+ */
+
+static struct vhost_iommu_tgt *find_target(struct vhost_iommu *vi, u32 domain_id,
+					   u32 object_id, u32 tag)
+{
+	struct vhost_iommu_domain *domain = xa_load(&vi->domains, domain_id);
+	struct vhost_iommu_tgt *tgt;
+
+	if (!domain)
+		return NULL;
+	list_for_each_entry(tgt, &domain->targets, node)
+		if (tgt->object_id == object_id && tgt->tag == tag)
+			return tgt;
+	return NULL;
+}
+
+/* One tag of one object stands for one domain [INV-D-46]. */
+static bool tag_in_use(struct vhost_iommu *vi, const struct vhost_iommu_tgt *new)
+{
+	struct vhost_iommu_domain *domain;
+	struct vhost_iommu_tgt *tgt;
+	unsigned long id;
+
+	xa_for_each(&vi->domains, id, domain)
+		list_for_each_entry(tgt, &domain->targets, node)
+			if (tgt->tag == new->tag &&
+			    iommufd_inval_same_object(tgt->inval, new->inval))
+				return true;
+	return false;
+}
+
+static int flush_new_target(const struct vhost_iommu_tgt *tgt, u8 granule)
+{
+	const struct iommu_inval_generic e = {
+		.scope = IOMMU_INVAL_SCOPE_DOMAIN,
+		.granule = granule,
+		.tag = tgt->tag,
+	};
+	struct iommufd_inval_buf *buf;
+	u32 done;
+	int rc;
+
+	buf = kmalloc_obj(*buf);
+	if (!buf)
+		return -ENOMEM;
+	rc = iommufd_inval_flush(tgt->inval, &e, 1, buf, &done);
+	kfree(buf);
+	return rc;
+}
+
+static int bind_target(struct vhost_iommu *vi,
+		       const struct vhost_iommu_target *cmd)
+{
+	struct vhost_iommu_domain *domain, *new_domain = NULL;
+	struct vhost_iommu_tgt *tgt;
+	int rc;
+
+	if (!vi->iommufd)
+		return -EINVAL;
+	if (cmd->granule != 12 && cmd->granule != 14 && cmd->granule != 16)
+		return -EINVAL;
+	if (vi->nr_targets == VHOST_IOMMU_TARGETS_MAX)
+		return -ENOSPC;
+
+	tgt = kzalloc_obj(*tgt, GFP_KERNEL_ACCOUNT);
+	if (!tgt)
+		return -ENOMEM;
+	INIT_LIST_HEAD(&tgt->endpoints);
+	tgt->object_id = cmd->object_id;
+	tgt->tag = cmd->tag;
+
+	tgt->inval = iommufd_inval_bind(vi->iommufd, cmd->object_id);
+	if (IS_ERR(tgt->inval)) {
+		rc = PTR_ERR(tgt->inval);
+		goto out_free;
+	}
+	if ((u64)cmd->tag >> iommufd_inval_caps(tgt->inval)->tag_bits) {
+		rc = -EINVAL;
+		goto out_unbind;
+	}
+	if (tag_in_use(vi, tgt)) {
+		rc = -EEXIST;
+		goto out_unbind;
+	}
+
+	domain = xa_load(&vi->domains, cmd->domain);
+	if (!domain) {
+		new_domain = kzalloc_obj(*new_domain, GFP_KERNEL_ACCOUNT);
+		if (!new_domain) {
+			rc = -ENOMEM;
+			goto out_unbind;
+		}
+		INIT_LIST_HEAD(&new_domain->targets);
+		new_domain->id = cmd->domain;
+		new_domain->granule = cmd->granule;
+		domain = new_domain;
+	} else if (domain->granule != cmd->granule) {
+		rc = -EINVAL;
+		goto out_unbind;
+	}
+
+	/*
+	 * The tag may have stood for another table until its unbind. What the
+	 * hardware still has under it must be gone before the new table is
+	 * used [INV-D-46]. Nothing can be cached anew: the target is bound
+	 * before it is attached.
+	 */
+	rc = flush_new_target(tgt, domain->granule);
+	if (rc)
+		goto out_free_domain;
+
+	down_write(&vi->bind_rwsem);
+	list_add_tail(&tgt->node, &domain->targets);
+	if (new_domain)
+		rc = xa_err(xa_store(&vi->domains, domain->id, domain,
+				     GFP_KERNEL_ACCOUNT));
+	if (!rc)
+		vi->nr_targets++;
+	up_write(&vi->bind_rwsem);
+	if (!rc)
+		return 0;
+
+out_free_domain:
+	kfree(new_domain);
+out_unbind:
+	iommufd_inval_unbind(tgt->inval);
+out_free:
+	kfree(tgt);
+	return rc;
+}
+
+static void free_endpoint(struct vhost_iommu *vi, struct vhost_iommu_ep *ep)
+{
+	list_del(&ep->node);
+	vi->nr_endpoints--;
+	kfree(ep);
+}
+
+static void remove_target(struct vhost_iommu *vi, u32 domain_id,
+			  struct vhost_iommu_tgt *tgt)
+{
+	struct vhost_iommu_domain *domain = xa_load(&vi->domains, domain_id);
+	struct vhost_iommu_ep *ep, *next;
+
+	down_write(&vi->bind_rwsem);
+	list_for_each_entry_safe(ep, next, &tgt->endpoints, node)
+		free_endpoint(vi, ep);
+	list_del(&tgt->node);
+	vi->nr_targets--;
+	if (list_empty(&domain->targets)) {
+		xa_erase(&vi->domains, domain_id);
+		kfree(domain);
+	}
+	up_write(&vi->bind_rwsem);
+
+	iommufd_inval_unbind(tgt->inval);
+	kfree(tgt);
+}
+
+static int unbind_target(struct vhost_iommu *vi,
+			 const struct vhost_iommu_target *cmd)
+{
+	struct vhost_iommu_tgt *tgt;
+
+	tgt = find_target(vi, cmd->domain, cmd->object_id, cmd->tag);
+	if (!tgt)
+		return -ENOENT;
+	remove_target(vi, cmd->domain, tgt);
+	return 0;
+}
+
+static void unbind_all(struct vhost_iommu *vi)
+{
+	struct vhost_iommu_domain *domain;
+	unsigned long id;
+
+	xa_for_each(&vi->domains, id, domain) {
+		struct vhost_iommu_tgt *tgt, *next;
+
+		/* The domain goes with its last target. */
+		list_for_each_entry_safe(tgt, next, &domain->targets, node) {
+			bool last = list_is_last(&tgt->node, &domain->targets);
+
+			remove_target(vi, id, tgt);
+			if (last)
+				break;
+		}
+	}
+	if (vi->iommufd)
+		fput(vi->iommufd);
+	vi->iommufd = NULL;
+}
+
+static struct vhost_iommu_ep *
+find_endpoint(struct vhost_iommu_tgt *tgt,
+	      const struct vhost_iommu_endpoint *cmd)
+{
+	struct vhost_iommu_ep *ep;
+
+	list_for_each_entry(ep, &tgt->endpoints, node)
+		if (ep->virt_id == cmd->virt_id && ep->flags == cmd->flags &&
+		    ep->pasid == cmd->pasid)
+			return ep;
+	return NULL;
+}
+
+static int change_endpoint(struct vhost_iommu *vi,
+			   const struct vhost_iommu_endpoint *cmd, bool add)
+{
+	struct vhost_iommu_tgt *tgt;
+	struct vhost_iommu_ep *ep;
+
+	if (cmd->flags & ~VHOST_IOMMU_ENDPOINT_PASID)
+		return -EOPNOTSUPP;
+	if (cmd->flags & VHOST_IOMMU_ENDPOINT_PASID ? cmd->pasid >> 20 :
+						      cmd->pasid)
+		return -EINVAL;
+
+	tgt = find_target(vi, cmd->domain, cmd->object_id, cmd->tag);
+	if (!tgt)
+		return -ENOENT;
+	ep = find_endpoint(tgt, cmd);
+
+	if (!add) {
+		if (!ep)
+			return -ENOENT;
+		down_write(&vi->bind_rwsem);
+		free_endpoint(vi, ep);
+		up_write(&vi->bind_rwsem);
+		return 0;
+	}
+
+	if (ep)
+		return -EEXIST;
+	if (vi->nr_endpoints == VHOST_IOMMU_ENDPOINTS_MAX)
+		return -ENOSPC;
+	ep = kzalloc_obj(*ep, GFP_KERNEL_ACCOUNT);
+	if (!ep)
+		return -ENOMEM;
+	ep->virt_id = cmd->virt_id;
+	ep->pasid = cmd->pasid;
+	ep->flags = cmd->flags;
+	down_write(&vi->bind_rwsem);
+	list_add_tail(&ep->node, &tgt->endpoints);
+	vi->nr_endpoints++;
+	up_write(&vi->bind_rwsem);
+	return 0;
+}
+
+static int set_iommufd(struct vhost_iommu *vi, int fd)
+{
+	struct file *filp = NULL;
+
+	if (vi->nr_targets)
+		return -EBUSY;
+	if (fd != VHOST_FILE_UNBIND) {
+		struct iommufd_ctx *ictx;
+
+		filp = fget(fd);
+		if (!filp)
+			return -EBADF;
+		ictx = iommufd_ctx_from_file(filp);
+		if (IS_ERR(ictx)) {
+			fput(filp);
+			return -EINVAL;
+		}
+		iommufd_ctx_put(ictx);
+	}
+	if (vi->iommufd)
+		fput(vi->iommufd);
+	vi->iommufd = filp;
+	return 0;
+}
+
+/*
+ * Start and stop
+ */
+
+static bool queue_running(struct vhost_iommu_vq *q)
+{
+	bool running;
+
+	mutex_lock(&q->vq.mutex);
+	running = vhost_vq_get_backend(&q->vq);
+	mutex_unlock(&q->vq.mutex);
+	return running;
+}
+
+static void stop_queues(struct vhost_iommu *vi)
+{
+	unsigned int i;
+
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++) {
+		struct vhost_virtqueue *vq = &vi->vqs[i]->vq;
+
+		mutex_lock(&vq->mutex);
+		vhost_vq_set_backend(vq, NULL);
+		mutex_unlock(&vq->mutex);
+	}
+	vhost_dev_flush(&vi->dev);
+}
+
+static int start_queue(struct vhost_iommu_vq *q)
+{
+	struct vhost_virtqueue *vq = &q->vq;
+	int rc = 0;
+
+	mutex_lock(&vq->mutex);
+	if (vq->kick && !vhost_vq_get_backend(vq)) {
+		if (!vhost_vq_is_setup(vq)) {
+			rc = -EFAULT;
+			goto out_unlock;
+		}
+		vhost_vq_set_backend(vq, q);
+		rc = vhost_vq_init_access(vq);
+		if (rc)
+			vhost_vq_set_backend(vq, NULL);
+		else
+			/* Buffers may be there already. */
+			vhost_poll_queue(&vq->poll);
+	}
+out_unlock:
+	mutex_unlock(&vq->mutex);
+	return rc;
+}
+
+static int set_running(struct vhost_iommu *vi, int start)
+{
+	unsigned int i;
+	int rc;
+
+	if (start != 0 && start != 1)
+		return -EINVAL;
+	if (!start) {
+		stop_queues(vi);
+		return 0;
+	}
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++) {
+		rc = start_queue(vi->vqs[i]);
+		if (rc) {
+			stop_queues(vi);
+			return rc;
+		}
+	}
+	return 0;
+}
+
+static int set_config(struct vhost_iommu *vi,
+		      const struct vhost_iommu_config *cmd)
+{
+	unsigned int i;
+
+	if (!cmd->max_inv_descs ||
+	    cmd->max_inv_descs > VHOST_IOMMU_INV_DESCS_MAX)
+		return -EINVAL;
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++)
+		if (queue_running(vi->vqs[i]))
+			return -EBUSY;
+	vi->max_inv_descs = cmd->max_inv_descs;
+	return 0;
+}
+
+static int set_features(struct vhost_iommu *vi, u64 features)
+{
+	unsigned int i;
+
+	if (features & ~VHOST_IOMMU_FEATURES)
+		return -EOPNOTSUPP;
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++) {
+		struct vhost_virtqueue *vq = &vi->vqs[i]->vq;
+
+		mutex_lock(&vq->mutex);
+		vq->acked_features = features;
+		mutex_unlock(&vq->mutex);
+	}
+	return 0;
+}
+
+static int reset_owner(struct vhost_iommu *vi)
+{
+	struct vhost_iotlb *umem;
+
+	umem = vhost_dev_reset_owner_prepare();
+	if (!umem)
+		return -ENOMEM;
+	stop_queues(vi);
+	vhost_dev_stop(&vi->dev);
+	unbind_all(vi);
+	vhost_dev_reset_owner(&vi->dev, umem);
+	return 0;
+}
+
+/*
+ * The device file
+ */
+
+/* Copy a struct that starts with its size. Unknown trailing bytes must be 0. */
+static int copy_cmd(void *cmd, size_t len, void __user *argp)
+{
+	u32 size;
+	int rc;
+
+	if (get_user(size, (u32 __user *)argp))
+		return -EFAULT;
+	if (size < len)
+		return -EINVAL;
+	if (size > PAGE_SIZE)
+		return -E2BIG;
+	rc = copy_struct_from_user(cmd, len, argp, size);
+	return rc == -E2BIG ? -EOPNOTSUPP : rc;
+}
+
+static long vhost_iommu_own_ioctl(struct vhost_iommu *vi, unsigned int ioctl,
+				  void __user *argp)
+{
+	union {
+		struct vhost_iommu_target target;
+		struct vhost_iommu_endpoint endpoint;
+		struct vhost_iommu_config config;
+	} cmd;
+	int arg, rc;
+
+	switch (ioctl) {
+	case VHOST_IOMMU_BIND_TARGET:
+	case VHOST_IOMMU_UNBIND_TARGET:
+		rc = copy_cmd(&cmd.target, sizeof(cmd.target), argp);
+		if (rc)
+			return rc;
+		if (cmd.target.flags ||
+		    memchr_inv(cmd.target.__reserved, 0,
+			       sizeof(cmd.target.__reserved)))
+			return -EOPNOTSUPP;
+		if (ioctl == VHOST_IOMMU_BIND_TARGET)
+			return bind_target(vi, &cmd.target);
+		return unbind_target(vi, &cmd.target);
+	case VHOST_IOMMU_ADD_ENDPOINT:
+	case VHOST_IOMMU_DEL_ENDPOINT:
+		rc = copy_cmd(&cmd.endpoint, sizeof(cmd.endpoint), argp);
+		if (rc)
+			return rc;
+		return change_endpoint(vi, &cmd.endpoint,
+				       ioctl == VHOST_IOMMU_ADD_ENDPOINT);
+	case VHOST_IOMMU_SET_CONFIG:
+		rc = copy_cmd(&cmd.config, sizeof(cmd.config), argp);
+		if (rc)
+			return rc;
+		return set_config(vi, &cmd.config);
+	case VHOST_IOMMU_SET_IOMMUFD:
+	case VHOST_IOMMU_SET_RUNNING:
+		if (get_user(arg, (int __user *)argp))
+			return -EFAULT;
+		if (ioctl == VHOST_IOMMU_SET_IOMMUFD)
+			return set_iommufd(vi, arg);
+		return set_running(vi, arg);
+	default:
+		return -ENOIOCTLCMD;
+	}
+}
+
+static long vhost_iommu_ioctl(struct file *filp, unsigned int ioctl,
+			      unsigned long arg)
+{
+	struct vhost_iommu *vi = filp->private_data;
+	void __user *argp = (void __user *)arg;
+	u64 features;
+	long rc;
+
+	if (ioctl == VHOST_GET_FEATURES) {
+		features = VHOST_IOMMU_FEATURES;
+		return copy_to_user(argp, &features, sizeof(features)) ?
+			       -EFAULT : 0;
+	}
+
+	mutex_lock(&vi->dev.mutex);
+	switch (ioctl) {
+	case VHOST_SET_FEATURES:
+		if (copy_from_user(&features, argp, sizeof(features)))
+			rc = -EFAULT;
+		else
+			rc = set_features(vi, features);
+		break;
+	case VHOST_IOMMU_SET_IOMMUFD:
+	case VHOST_IOMMU_BIND_TARGET:
+	case VHOST_IOMMU_UNBIND_TARGET:
+	case VHOST_IOMMU_ADD_ENDPOINT:
+	case VHOST_IOMMU_DEL_ENDPOINT:
+	case VHOST_IOMMU_SET_CONFIG:
+	case VHOST_IOMMU_SET_RUNNING:
+		rc = vhost_dev_check_owner(&vi->dev);
+		if (!rc)
+			rc = vhost_iommu_own_ioctl(vi, ioctl, argp);
+		break;
+	case VHOST_RESET_OWNER:
+		rc = vhost_dev_check_owner(&vi->dev);
+		if (!rc)
+			rc = reset_owner(vi);
+		break;
+	case VHOST_NEW_WORKER:
+	case VHOST_FREE_WORKER:
+	case VHOST_ATTACH_VRING_WORKER:
+	case VHOST_GET_VRING_WORKER:
+		rc = vhost_worker_ioctl(&vi->dev, ioctl, argp);
+		break;
+	default:
+		rc = vhost_dev_ioctl(&vi->dev, ioctl, argp);
+		if (rc == -ENOIOCTLCMD)
+			rc = vhost_vring_ioctl(&vi->dev, ioctl, argp);
+		else
+			vhost_dev_flush(&vi->dev);
+		break;
+	}
+	mutex_unlock(&vi->dev.mutex);
+	return rc;
+}
+
+static int domains_show(struct seq_file *m, void *unused)
+{
+	struct vhost_iommu *vi = m->private;
+	struct vhost_iommu_domain *domain;
+	struct vhost_iommu_tgt *tgt;
+	unsigned long id;
+
+	down_read(&vi->bind_rwsem);
+	xa_for_each(&vi->domains, id, domain) {
+		seq_printf(m, "domain %u granule %u descs %lld ranges %lld wide %lld errors %lld\n",
+			   domain->id, domain->granule,
+			   atomic64_read(&domain->descs),
+			   atomic64_read(&domain->ranges),
+			   atomic64_read(&domain->wide),
+			   atomic64_read(&domain->errors));
+		list_for_each_entry(tgt, &domain->targets, node)
+			seq_printf(m, "  target object %u tag %u format %s endpoints %zu\n",
+				   tgt->object_id, tgt->tag,
+				   iommufd_inval_name(tgt->inval),
+				   list_count_nodes(&tgt->endpoints));
+	}
+	up_read(&vi->bind_rwsem);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(domains);
+
+static int queues_show(struct seq_file *m, void *unused)
+{
+	struct vhost_iommu *vi = m->private;
+	unsigned int i;
+
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++) {
+		struct vhost_iommu_vq *q = vi->vqs[i];
+
+		mutex_lock(&q->vq.mutex);
+		if (q->vq.kick)
+			seq_printf(m, "queue %u %s requests %llu malformed %llu\n",
+				   i,
+				   vhost_vq_get_backend(&q->vq) ? "running" :
+								  "stopped",
+				   q->requests, q->malformed);
+		mutex_unlock(&q->vq.mutex);
+	}
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(queues);
+
+static void create_debugfs(struct vhost_iommu *vi)
+{
+	char name[16];
+
+	snprintf(name, sizeof(name), "%d", vi->id);
+	vi->debugfs = debugfs_create_dir(name, vhost_iommu_debugfs);
+	debugfs_create_file("domains", 0400, vi->debugfs, vi, &domains_fops);
+	debugfs_create_file("queues", 0400, vi->debugfs, vi, &queues_fops);
+}
+
+static void free_vhost_iommu(struct vhost_iommu *vi)
+{
+	unsigned int i;
+
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++)
+		kvfree(vi->vqs[i]);
+	kfree(vi);
+}
+
+static int vhost_iommu_open(struct inode *inode, struct file *filp)
+{
+	struct vhost_virtqueue **vqs;
+	struct vhost_iommu *vi;
+	unsigned int i;
+
+	vi = kzalloc_obj(*vi, GFP_KERNEL_ACCOUNT);
+	if (!vi)
+		return -ENOMEM;
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++) {
+		vi->vqs[i] = kvzalloc(sizeof(*vi->vqs[i]), GFP_KERNEL_ACCOUNT);
+		if (!vi->vqs[i])
+			goto err_free;
+		vi->vqs[i]->index = i;
+		vi->vqs[i]->vq.handle_kick = handle_kick;
+	}
+	vqs = kmalloc_objs(*vqs, VHOST_IOMMU_VQ_MAX);
+	if (!vqs)
+		goto err_free;
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++)
+		vqs[i] = &vi->vqs[i]->vq;
+	vi->id = ida_alloc(&vhost_iommu_ida, GFP_KERNEL);
+	if (vi->id < 0)
+		goto err_free_vqs;
+
+	init_rwsem(&vi->bind_rwsem);
+	xa_init(&vi->domains);
+	vi->max_inv_descs = VHOST_IOMMU_INV_DESCS_MAX;
+	/* serve_queue() bounds its turns itself: the weights are not used. */
+	vhost_dev_init(&vi->dev, vqs, VHOST_IOMMU_VQ_MAX, UIO_MAXIOV, 0, 0,
+		       true, NULL);
+	create_debugfs(vi);
+
+	filp->private_data = vi;
+	return 0;
+
+err_free_vqs:
+	kfree(vqs);
+err_free:
+	free_vhost_iommu(vi);
+	return -ENOMEM;
+}
+
+static int vhost_iommu_release(struct inode *inode, struct file *filp)
+{
+	struct vhost_iommu *vi = filp->private_data;
+
+	debugfs_remove(vi->debugfs);
+	mutex_lock(&vi->dev.mutex);
+	stop_queues(vi);
+	vhost_dev_stop(&vi->dev);
+	unbind_all(vi);
+	mutex_unlock(&vi->dev.mutex);
+	vhost_dev_cleanup(&vi->dev);
+	kfree(vi->dev.vqs);
+	ida_free(&vhost_iommu_ida, vi->id);
+	free_vhost_iommu(vi);
+	return 0;
+}
+
+static const struct file_operations vhost_iommu_fops = {
+	.owner = THIS_MODULE,
+	.open = vhost_iommu_open,
+	.release = vhost_iommu_release,
+	.unlocked_ioctl = vhost_iommu_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+	.llseek = noop_llseek,
+};
+
+static struct miscdevice vhost_iommu_misc = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "vhost-iommu",
+	.fops = &vhost_iommu_fops,
+};
+
+static int __init vhost_iommu_init(void)
+{
+	int rc;
+
+	vhost_iommu_debugfs = debugfs_create_dir("vhost-iommu", NULL);
+	rc = misc_register(&vhost_iommu_misc);
+	if (rc)
+		debugfs_remove(vhost_iommu_debugfs);
+	return rc;
+}
+module_init(vhost_iommu_init);
+
+static void __exit vhost_iommu_exit(void)
+{
+	misc_deregister(&vhost_iommu_misc);
+	debugfs_remove(vhost_iommu_debugfs);
+	ida_destroy(&vhost_iommu_ida);
+}
+module_exit(vhost_iommu_exit);
+
+MODULE_DESCRIPTION("vhost backend for the invalidation queues of virtio-iommu");
+MODULE_LICENSE("GPL");
+MODULE_IMPORT_NS("IOMMUFD");
