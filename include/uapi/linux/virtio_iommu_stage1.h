@@ -63,8 +63,8 @@ struct virtio_iommu_req_invalidate {
 #define VIRTIO_IOMMU_INV_S_RANGE		2
 
 /*
- * Only leaf entries changed inside the range: no table entry was made valid,
- * invalid or was changed there. RANGE only.
+ * Only leaf entries changed inside the range: no table entry was made invalid
+ * or changed there, and no leaf became a table entry [INV-R-15]. RANGE only.
  */
 #define VIRTIO_IOMMU_INV_F_LEAF			(1 << 0)
 
@@ -72,8 +72,9 @@ struct virtio_iommu_req_invalidate {
  * struct virtio_iommu_inv_desc - one invalidation
  * @domain: the domain whose table changed
  * @scope: VIRTIO_IOMMU_INV_S_*
- * @leaf_shift: log2 of the size in bytes of the smallest leaf that changed in
- *              the range, or 0 when it is not known. RANGE only, else 0.
+ * @leaf_shift: log2 of the size in bytes that the smallest entry that changed
+ *              in the range covers, or 0 when it is not known [INV-R-14]. RANGE
+ *              only, else 0.
  * @flags: VIRTIO_IOMMU_INV_F_*
  * @start: first byte of the range, aligned to the domain's granule. RANGE only,
  *         else 0.
