@@ -330,8 +330,8 @@ static void sort_items(struct vhost_iommu_item *items, unsigned int nr)
 /*
  * Join, in place, the items of one domain, which are sorted by start. The
  * result covers each of them: the union of two ranges that overlap or touch is
- * one range, it is LEAF only if both are, and its smallest leaf is the smaller
- * of both, where 0 (not known) is the smallest. Too many become all.
+ * one range, it is LEAF only if both are, and its leaves are of a known size
+ * only if those of both are of the same. Too many become all.
  */
 static unsigned int join_items(struct vhost_iommu_item *items, unsigned int nr)
 {
@@ -347,7 +347,8 @@ static unsigned int join_items(struct vhost_iommu_item *items, unsigned int nr)
 		}
 		cur->last = max(cur->last, next->last);
 		cur->leaf &= next->leaf;
-		cur->leaf_shift = min(cur->leaf_shift, next->leaf_shift);
+		if (cur->leaf_shift != next->leaf_shift)
+			cur->leaf_shift = 0;
 		cur->all |= next->all;
 	}
 
@@ -443,6 +444,13 @@ static u8 check_desc(struct vhost_iommu *vi,
 	if (item->last < item->start || (item->start & mask) ||
 	    ((item->last + 1) & mask))
 		return VIRTIO_IOMMU_S_RANGE;
+
+	/* A range inside of a leaf means the leaf, also after a join. */
+	if (item->leaf_shift) {
+		mask = BIT_ULL(item->leaf_shift) - 1;
+		item->start &= ~mask;
+		item->last |= mask;
+	}
 	return VIRTIO_IOMMU_S_OK;
 }
 
@@ -1185,7 +1193,7 @@ static int vhost_iommu_open(struct inode *inode, struct file *filp)
 	if (!vi)
 		return -ENOMEM;
 	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++) {
-		vi->vqs[i] = kvzalloc(sizeof(*vi->vqs[i]), GFP_KERNEL_ACCOUNT);
+		vi->vqs[i] = kvzalloc_obj(*vi->vqs[i], GFP_KERNEL_ACCOUNT);
 		if (!vi->vqs[i])
 			goto err_free;
 		vi->vqs[i]->index = i;

@@ -66,7 +66,7 @@ static int vtd_translate(const struct iommu_inval_caps *caps,
 }
 
 /**
- * iommu_inval_fmt_vtd - The format of VT-d nested domains
+ * var iommu_inval_fmt_vtd - The format of VT-d nested domains
  *
  * The driver derives every tag from the domain and flushes device TLBs after
  * the IOTLB, in one call: there is no second phase.

@@ -275,9 +275,9 @@ int iommufd_inval_ioctl(struct iommufd_object *obj,
 	array->entry_num = entry_num;
 	batch_init(&b, obj, buf);
 	for (; b.next < entry_num; b.next++) {
-		rc = iommu_copy_struct_from_user_array(
-			&e, array, IOMMU_HWPT_INVALIDATE_DATA_GENERIC, b.next,
-			virt_id);
+		rc = iommu_copy_struct_from_user_array(&e, array,
+						       IOMMU_HWPT_INVALIDATE_DATA_GENERIC,
+						       b.next, virt_id);
 		if (rc)
 			break;
 		rc = batch_add(&b, &e);

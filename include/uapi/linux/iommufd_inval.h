@@ -67,7 +67,8 @@ enum iommu_inval_flags {
  *
  * Errors:
  * EOPNOTSUPP: the object's driver takes no generic invalidation, or a reserved
- *             field is not 0, or an unknown scope or flag
+ *             field is not 0, or an unknown scope or flag, or the hardware has
+ *             no command for the entry (a PASID, a wide virt_id)
  * EINVAL: an address, a granule, a tag or a leaf_shift breaks a rule above, or
  *         entry_num or entry_len is out of bounds
  * EIO: the IOMMU did not complete the invalidation

@@ -260,7 +260,7 @@ static int smmuv3_translate(const struct iommu_inval_caps *caps,
 }
 
 /**
- * iommu_inval_fmt_smmuv3 - The format of SMMUv3 vIOMMUs
+ * var iommu_inval_fmt_smmuv3 - The format of SMMUv3 vIOMMUs
  *
  * A driver call has one CMD_SYNC per batch of 63, and ATC_INV may only follow a
  * completed one, hence the second phase.
