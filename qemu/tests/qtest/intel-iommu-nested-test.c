@@ -526,7 +526,9 @@ static void test_options(void)
         g_autofree char *err = NULL;
         const char *argv[] = {
             qtest_qemu_binary(NULL), "-M", "q35", "-accel", "qtest",
-            "-display", "none", "-nodefaults", "-device", bad[i], NULL
+            "-display", "none", "-nodefaults", "-device", bad[i],
+            /* If QEMU gets this far, it stops here */
+            "-device", "no-such-device", NULL
         };
         int status;
 
