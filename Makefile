@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Everything is done by tools/lab/lab; these are short names for it.
+
+LAB := $(CURDIR)/tools/lab/lab
+
+# Given on make's command line, these reach the lab as environment variables.
+export LINUX_SRC QEMU_SRC VHOST_IOMMU_CACHE VHOST_IOMMU_DROP VHOST_IOMMU_FAULT LAB_WORK
+
+.PHONY: help
+help:
+	@echo 'Targets:'
+	@echo '  demo           boot our kernel on an emulated host and show that invalidations arrive'
+	@echo '  test           all tests; the last line sums up'
+	@echo '  check          the tests that need no VM'
+	@echo '  test-long      tests that take too long for every day'
+	@echo '  bench          cost of an invalidation, in instructions'
+	@echo '  linux          make the Linux tree and build the kernel'
+	@echo '  linux-debug    the same, with KASAN, lockdep and other checkers'
+	@echo '  qemu           make the QEMU tree and build it'
+	@echo '  linux-edit     make a git tree of Linux to edit, one commit per patch (build/edit-linux)'
+	@echo '  linux-patches  turn that tree back into files and patches of this repository'
+	@echo '  qemu-edit, qemu-patches    the same for QEMU'
+	@echo '  spec           check the specification and render it'
+	@echo '  clean          remove what was built in this checkout (build/)'
+	@echo '  distclean      remove the cache as well: downloads, trees, kernels, QEMU'
+	@echo 'Variables:'
+	@echo '  LINUX_SRC=, QEMU_SRC=      use this tree (a directory or a tarball), not the packaged source'
+	@echo '  VHOST_IOMMU_CACHE=         where trees and downloads go, shared by all clones'
+	@echo '                             (default: ~/.cache/vhost-iommu)'
+	@echo '  VHOST_IOMMU_DROP=1         make demo without the kick: it must fail'
+	@echo 'The lab has more: tools/lab/lab help'
+
+.PHONY: demo test check test-long bench qemu spec clean distclean
+demo test check test-long bench qemu spec clean distclean:
+	@$(LAB) $@
+
+.PHONY: linux linux-debug
+linux:
+	@$(LAB) linux lab
+linux-debug:
+	@$(LAB) linux debug
+
+.PHONY: linux-edit linux-patches qemu-edit qemu-patches
+linux-edit qemu-edit:
+	@$(LAB) edit $(@:-edit=)
+linux-patches qemu-patches:
+	@$(LAB) export $(@:-patches=)

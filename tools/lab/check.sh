@@ -1,0 +1,284 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Checks that need no VM. Each prints KTAP: one test per file or patch.
+
+tap_count=0
+
+tap_plan() {
+	echo "KTAP version 1"
+	echo "1..$1"
+	tap_count=0
+}
+
+# tap_run NAME COMMAND...: a test that passes if COMMAND succeeds; its output is shown if it does not
+tap_run() {
+	local name=$1 output rc=0
+	shift
+
+	output=$("$@" 2>&1) || rc=$?
+	tap_count=$((tap_count + 1))
+	if ((rc)); then
+		[[ ! $output ]] || sed 's/^/# /' <<<"$output"
+		echo "not ok $tap_count - $name"
+	else
+		echo "ok $tap_count - $name"
+	fi
+}
+
+tap_skip() {
+	tap_count=$((tap_count + 1))
+	echo "ok $tap_count - $1 # SKIP $2"
+}
+
+# silent COMMAND...: fails if COMMAND fails or says anything
+silent() {
+	local output rc=0
+
+	output=$("$@" 2>&1) || rc=$?
+	[[ ! $output ]] || echo "$output"
+	[[ ! $output ]] && return "$rc"
+}
+
+# --- patches ---
+
+# A patch may be mailed as it is, and changes only files that exist upstream.
+check_patch_form() {
+	local patch=$1 bad=0
+
+	sed '/^---$/q' "$patch" | grep -q '^Subject: ' || { echo "no subject"; bad=1; }
+	[[ $(sed -n '/^Subject:/,/^---$/p' "$patch" | grep -c .) -gt 2 ]] ||
+		{ echo "no message: say why"; bad=1; }
+	if grep -q '^new file mode' "$patch"; then
+		echo "it adds a file; new files lie in the repository at their path in the tree:"
+		grep -A3 '^new file mode' "$patch" | grep '^+++'
+		bad=1
+	fi
+	return "$bad"
+}
+
+# make check has applied the series already when the tree was made; here each patch gets its result.
+check_patches() {
+	local what=$1 dir patch file
+	local -a patches
+
+	sync_tree "$what" >&2
+	make_tree "$what" >&2
+	mapfile -t patches < <(find "$repo/$what-patches" -maxdepth 1 -name '*.patch' | LC_ALL=C sort)
+	if ((${#patches[@]} == 0)); then
+		tap_plan 1
+		tap_skip "$what-patches" "the series is empty"
+		return
+	fi
+	scratch dir
+	while read -r file; do
+		if [[ -f $base_dir/$file ]]; then
+			mkdir -p "$dir/$(dirname "$file")"
+			cp "$base_dir/$file" "$dir/$file"
+		fi
+	done < <(patch_targets "${patches[@]}")
+	tap_plan $((2 * ${#patches[@]}))
+	for patch in "${patches[@]}"; do
+		tap_run "$(basename "$patch") applies" strictly_apply "$dir" "$patch" "$tree_id"
+		tap_run "$(basename "$patch") is well-formed" check_patch_form "$patch"
+	done
+}
+
+check_patches_linux() {
+	check_patches linux
+}
+
+check_patches_qemu() {
+	check_patches qemu
+}
+
+# --- checkpatch ---
+
+# A vhost-iommu patch is signed off by whoever mails it. A file that is new upstream asks for an
+# entry in MAINTAINERS, which is not ours to make.
+checkpatch_linux() {
+	silent env -C "$tree" perl scripts/checkpatch.pl --strict --quiet --show-types --no-signoff \
+		--ignore FILE_PATH_CHANGES "$@"
+}
+
+checkpatch_qemu() {
+	silent env -C "$tree" perl scripts/checkpatch.pl --quiet --no-signoff "$@"
+}
+
+check_checkpatch_linux() {
+	local file
+	local -a files patches
+
+	sync_tree linux >&2
+	mapfile -t files < <(linux_files | grep -E '^(drivers|include|tools/testing/selftests)/.*\.[ch]$')
+	mapfile -t patches < <(find "$repo/linux-patches" -name '*.patch' | LC_ALL=C sort)
+	tap_plan $((${#files[@]} + ${#patches[@]}))
+	for file in "${files[@]}"; do
+		tap_run "$file" checkpatch_linux -f "$file"
+	done
+	for file in "${patches[@]}"; do
+		tap_run "$(basename "$file")" checkpatch_linux "$file"
+	done
+}
+
+check_checkpatch_qemu() {
+	local file
+	local -a files patches
+
+	sync_tree qemu >&2
+	mapfile -t files < <(qemu_files | grep -E '\.[ch]$')
+	mapfile -t patches < <(find "$repo/qemu-patches" -name '*.patch' | LC_ALL=C sort)
+	tap_plan $((${#files[@]} + ${#patches[@]}))
+	for file in "${files[@]}"; do
+		tap_run "$file" checkpatch_qemu -f "$file"
+	done
+	for file in "${patches[@]}"; do
+		tap_run "$(basename "$file")" checkpatch_qemu "$file"
+	done
+}
+
+# --- compilers ---
+
+# our_objects x86|arm64: objects of our files and of those that our patches touch
+our_objects() {
+	local arch=$1
+
+	{
+		linux_files
+		series linux | xargs -r -d '\n' cat | patch_targets -
+	} | grep -E '^drivers/.*\.c$' | LC_ALL=C sort -u | if [[ $arch == x86 ]]; then
+		grep -v -E '^drivers/iommu/(arm|riscv)/'
+	else
+		grep -v -E '^drivers/iommu/(intel|amd|riscv)/'
+	fi | sed 's/\.c$/.o/'
+}
+
+# prepare_check ARCH: a build directory in which single objects can be made: sets check_build, kmake_args
+prepare_check() {
+	local arch=$1 log stamp wanted
+
+	check_build=build-check-$arch
+	log=$cache/logs/$work_name-check-$arch.log
+	kmake_args=(O="$check_build")
+	if [[ $arch == arm64 ]]; then
+		kmake_args+=(ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-)
+		wanted=$(grep '^CONFIG_' "$lab/kernel-arm64.config")
+	else
+		wanted=$(merged_config lab)
+		wanted=${wanted//=m/=y}
+	fi
+	lock "$tree_lock.$check_build" "the objects of make check ($arch)"
+	mkdir -p "$tree/$check_build"
+	stamp=$( (cat "$tree/.lab-build-hash"; echo "$wanted") | sha256sum | cut -d' ' -f1)
+	[[ ! -f $tree/$check_build/.lab-stamp || $(<"$tree/$check_build/.lab-stamp") != "$stamp" ]] || return 0
+	echo "$wanted" >"$tree/$check_build/lab.config"
+	long "configuring ($arch, for single objects)" "$log" 0 . \
+		kmake "${kmake_args[@]}" KCONFIG_ALLCONFIG="$tree/$check_build/lab.config" allnoconfig || return 1
+	check_config "$tree/$check_build/lab.config" "$tree/$check_build/.config" "$tree" || return 1
+	long "preparing ($arch)" "$log" 0 '^  (CC|AS|AR|LD|HOSTCC|HOSTLD)' \
+		kmake "${kmake_args[@]}" prepare modules_prepare || return 1
+	echo "$stamp" >"$tree/$check_build/.lab-stamp"
+}
+
+# compile_objects ARCH FLAGS...: one test per object: it compiles, and without a word
+compile_objects() {
+	local arch=$1 log object name
+	local -a objects
+	shift
+
+	sync_tree linux >&2
+	mapfile -t objects < <(our_objects "$arch")
+	tap_plan $((1 + ${#objects[@]}))
+	if ! tap_prepare "$arch"; then
+		return 1
+	fi
+	scratch log
+	# All at once first, for speed; then each for its own messages.
+	(cd "$tree/$check_build" && rm -f "${objects[@]}")
+	kmake "${kmake_args[@]}" -k "$@" "${objects[@]}" >"$log/all" 2>&1 || true
+	for object in "${objects[@]}"; do
+		name=${object%.o}.c
+		tap_run "$name" object_is_clean "$log/all" "$object" "$@"
+	done
+}
+
+tap_prepare() {
+	prepare_check "$1" >&2
+	local rc=$?
+
+	tap_count=1
+	if ((rc)); then
+		echo "not ok 1 - $1: configured"
+		return 1
+	fi
+	echo "ok 1 - $1: configured"
+}
+
+object_is_clean() {
+	local log=$1 object=$2 file
+
+	file=${object%.o}
+	if grep -E "(^|/|\s)$file\.[ch]:[0-9]+" "$log"; then
+		return 1
+	fi
+	[[ -f $tree/$check_build/$object ]] || {
+		echo "it was not built:"
+		grep -i -E 'error|\*\*\*' "$log" | head -n 10
+		return 1
+	}
+}
+
+check_sparse() {
+	compile_objects x86 W=1 C=2 CF=-Wsparse-error
+}
+
+check_arm64() {
+	local -a objects
+
+	if ! command -v aarch64-linux-gnu-gcc >/dev/null; then
+		tap_plan 1
+		tap_skip "arm64 objects" "no compiler: install gcc-aarch64-linux-gnu"
+		return
+	fi
+	compile_objects arm64 W=1 C=2
+}
+
+# --- documentation ---
+
+kernel_doc() {
+	silent env -C "$tree" PYTHONDONTWRITEBYTECODE=1 python3 scripts/kernel-doc -none -Wall "$1"
+}
+
+check_kernel_doc() {
+	local file
+	local -a files
+
+	sync_tree linux >&2
+	mapfile -t files < <({
+		linux_files
+		series linux | xargs -r -d '\n' cat | patch_targets -
+	} | grep -E '^(drivers|include)/.*\.[ch]$' | LC_ALL=C sort -u)
+	tap_plan ${#files[@]}
+	for file in "${files[@]}"; do
+		tap_run "$file" kernel_doc "$file"
+	done
+}
+
+# --- parts with a Makefile of their own ---
+
+check_units() {
+	sync_tree linux >&2
+	make --no-print-directory -s -C "$repo/tools/testing/iommu_inval" KSRC="$tree" OUT="$out/units" -j"$jobs" check
+}
+
+check_spec() {
+	make --no-print-directory -s -C "$repo/spec" OUT="$out/spec" lint
+}
+
+check_spec_selftest() {
+	make --no-print-directory -s -C "$repo/spec" OUT="$out/spec" selftest
+}
+
+check_lab() {
+	"$lab/selftest"
+}

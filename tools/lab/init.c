@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * init - PID 1 of the lab's virtual machines
+ *
+ * Mounts the usual file systems and obeys /lab/script, a list of words that "lab run" wrote. Each
+ * word ends with a NUL, its first character says what the rest means:
+ *
+ *   m PATH [PARAMETERS]   load a module
+ *   h NUMBER              reserve huge pages
+ *   w PATH=VALUE          write a file (sysctl, debugfs)
+ *   b                     bind every edu device to vfio-pci
+ *   e NAME=VALUE          set an environment variable
+ *   a ARGUMENT            append to the next program's command line; the first is its path
+ *   x                     run that program and wait for it
+ *   l                     look for memory leaks (kmemleak)
+ *
+ * What the programs print goes to the second serial port, untouched. How they ended goes to the
+ * kernel log, the first serial port, where no program can disturb it:
+ *
+ *   lab: start N PATH
+ *   lab: exit N STATUS PATH      (STATUS is 128 + the signal if one killed it)
+ *   lab: failed TEXT             (a step of the above did not work)
+ *   lab: done
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#define SCRIPT "/lab/script"
+#define MAX_ARGS 256
+#define EDU_VENDOR "0x1234"
+#define EDU_DEVICE "0x11e8"
+
+static int kmsg = -1;
+static int output = -1;
+
+static __attribute__((format(printf, 1, 2))) void report(const char *fmt, ...)
+{
+	char text[512] = "lab: ";
+	va_list args;
+
+	va_start(args, fmt);
+	vsnprintf(text + 5, sizeof(text) - 6, fmt, args);
+	va_end(args);
+	strcat(text, "\n");
+	if (kmsg < 0 || write(kmsg, text, strlen(text)) < 0)
+		fputs(text, stderr);
+}
+
+static int write_file(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY);
+	int rc = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (write(fd, value, strlen(value)) < 0)
+		rc = -errno;
+	close(fd);
+	return rc;
+}
+
+static int read_file(const char *path, char *buf, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t n;
+
+	buf[0] = 0;
+	if (fd < 0)
+		return -errno;
+	n = read(fd, buf, size - 1);
+	close(fd);
+	if (n < 0)
+		return -errno;
+	buf[n] = 0;
+	buf[strcspn(buf, "\n")] = 0;
+	return 0;
+}
+
+static void mount_all(void)
+{
+	static const struct {
+		const char *type, *path, *options;
+	} mounts[] = {
+		{ "proc", "/proc", NULL },
+		{ "sysfs", "/sys", NULL },
+		{ "devtmpfs", "/dev", NULL },
+		{ "tmpfs", "/tmp", "mode=1777" },
+		{ "tmpfs", "/dev/shm", "mode=1777" },
+		{ "hugetlbfs", "/dev/hugepages", NULL },
+		{ "debugfs", "/sys/kernel/debug", NULL },
+		{ "tracefs", "/sys/kernel/tracing", NULL },
+	};
+
+	for (size_t i = 0; i < sizeof(mounts) / sizeof(mounts[0]); i++) {
+		mkdir(mounts[i].path, 0755);
+		/* the kernel has mounted /dev already if it was told to */
+		if (mount(mounts[i].type, mounts[i].path, mounts[i].type, 0, mounts[i].options) &&
+		    errno != EBUSY)
+			report("failed mount %s: %s", mounts[i].path, strerror(errno));
+	}
+}
+
+static void load_module(char *path)
+{
+	char *params = strchr(path, ' ');
+	int fd;
+
+	if (params)
+		*params++ = 0;
+	else
+		params = "";
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || syscall(SYS_finit_module, fd, params, 0))
+		report("failed module %s: %s", path, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
+static void set_hugepages(const char *number)
+{
+	char have[32];
+
+	write_file("/proc/sys/vm/nr_hugepages", number);
+	read_file("/proc/sys/vm/nr_hugepages", have, sizeof(have));
+	if (atol(have) < atol(number))
+		report("failed hugepages: %s of %s (more --mem?)", have, number);
+}
+
+static int has_id(const char *device, const char *file, const char *id)
+{
+	char path[512], value[32];
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/%s", device, file);
+	return !read_file(path, value, sizeof(value)) && !strcmp(value, id);
+}
+
+/* LAB_EDU in the programs' environment: the addresses of the bound devices, in order */
+static void bind_edu(void)
+{
+	struct dirent **list;
+	char all[512] = "";
+	int n = scandir("/sys/bus/pci/devices", &list, NULL, alphasort);
+
+	for (int i = 0; i < n; free(list[i++])) {
+		const char *device = list[i]->d_name;
+		char path[512], link[512] = "";
+
+		if (!has_id(device, "vendor", EDU_VENDOR) || !has_id(device, "device", EDU_DEVICE))
+			continue;
+		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver_override", device);
+		write_file(path, "vfio-pci");
+		write_file("/sys/bus/pci/drivers_probe", device);
+		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", device);
+		if (readlink(path, link, sizeof(link) - 1) < 0 || !strstr(link, "/vfio-pci")) {
+			report("failed bind %s to vfio-pci", device);
+			continue;
+		}
+		if (*all)
+			strncat(all, " ", sizeof(all) - strlen(all) - 1);
+		strncat(all, device, sizeof(all) - strlen(all) - 1);
+	}
+	if (n >= 0)
+		free(list);
+	setenv("LAB_EDU", all, 1);
+}
+
+static void run(char **argv)
+{
+	static int number;
+	int status;
+	pid_t pid;
+
+	report("start %d %s", ++number, argv[0]);
+	pid = fork();
+	if (!pid) {
+		int null = open("/dev/null", O_RDONLY);
+
+		dup2(null, 0);
+		dup2(output, 1);
+		dup2(output, 2);
+		setsid();
+		execv(argv[0], argv);
+		dprintf(2, "%s: %s\n", argv[0], strerror(errno));
+		_exit(127);
+	}
+	/* orphans of earlier programs end here as well */
+	while (wait(&status) != pid)
+		;
+	tcdrain(output);
+	report("exit %d %d %s", number,
+	       WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status), argv[0]);
+}
+
+/* kmemleak reports an object only if it is still unreferenced, and unchanged, some seconds later. */
+static void find_leaks(void)
+{
+	static const char file[] = "/sys/kernel/debug/kmemleak";
+	char line[512];
+	FILE *f;
+
+	if (write_file(file, "scan"))
+		return;
+	sleep(6);
+	write_file(file, "scan");
+	f = fopen(file, "r");
+	while (f && fgets(line, sizeof(line), f))
+		if (write(kmsg, line, strlen(line)) < 0)
+			break;
+	if (f)
+		fclose(f);
+}
+
+static void obey(char *word, char **argv, int *argc)
+{
+	char *value = word + 1;
+
+	switch (word[0]) {
+	case 'm':
+		load_module(value);
+		break;
+	case 'h':
+		set_hugepages(value);
+		break;
+	case 'w': {
+		char *path = value, *eq = strchr(value, '=');
+		int rc = -EINVAL;
+
+		if (eq) {
+			*eq = 0;
+			rc = write_file(path, eq + 1);
+		}
+		if (rc)
+			report("failed write %s: %s", path, strerror(-rc));
+		break;
+	}
+	case 'b':
+		bind_edu();
+		break;
+	case 'e':
+		putenv(value);
+		break;
+	case 'a':
+		if (*argc < MAX_ARGS)
+			argv[(*argc)++] = value;
+		break;
+	case 'x':
+		argv[*argc] = NULL;
+		if (*argc)
+			run(argv);
+		*argc = 0;
+		break;
+	case 'l':
+		find_leaks();
+		break;
+	default:
+		report("failed script: unknown word '%s'", word);
+	}
+}
+
+static void open_output(void)
+{
+	struct termios tio;
+
+	output = open("/dev/ttyS1", O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (output < 0) {
+		report("failed open /dev/ttyS1: %s", strerror(errno));
+		output = 1;
+		return;
+	}
+	if (!tcgetattr(output, &tio)) {
+		cfmakeraw(&tio);
+		cfsetspeed(&tio, B115200);
+		tcsetattr(output, TCSANOW, &tio);
+	}
+}
+
+int main(void)
+{
+	char *argv[MAX_ARGS + 1];
+	char *script, *word, *next;
+	struct stat st;
+	int argc = 0;
+	int fd;
+
+	mount_all();
+	kmsg = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
+	open_output();
+	setenv("PATH", "/bin", 1);
+	setenv("HOME", "/tmp", 1);
+	chdir("/tmp");
+
+	fd = open(SCRIPT, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &st) || !(script = calloc(1, st.st_size + 1)) ||
+	    read(fd, script, st.st_size) != st.st_size) {
+		report("failed %s: %s", SCRIPT, strerror(errno));
+	} else {
+		/* words stay where they are: argv and the environment point into the script */
+		for (word = script; word < script + st.st_size; word = next) {
+			next = word + strlen(word) + 1;
+			obey(word, argv, &argc);
+		}
+	}
+	report("done");
+	sync();
+	reboot(RB_POWER_OFF);
+	return 1;
+}

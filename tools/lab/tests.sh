@@ -1,0 +1,293 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Stages of make check, make test and make test-long, and what they run.
+
+out=$repo/build
+results=$out/test
+
+check_stages=(lab patches_linux patches_qemu spec spec_selftest checkpatch_linux checkpatch_qemu kernel_doc units
+	sparse arm64)
+vm_stages=(trees qtests mock dma iommufd mock_debug dma_debug iommufd_debug splats demo demo_drop bench faults)
+long_stages=(linux_7_2 fail_nth)
+
+# run_stages STAGE...: each as a test run of its own, then the sum
+run_stages() {
+	local stage rc=0
+
+	need_packages
+	rm -rf "$results"
+	mkdir -p "$results"
+	for stage; do
+		"$lab/ktap" run --stage "${stage//_/-}" --dir "$results" -- "$lab/lab" stage "$stage" || true
+	done
+	"$lab/ktap" summary --dir "$results" | tee >(tail -n 1 >"$results/summary") || rc=1
+	return "$rc"
+}
+
+lab_check() {
+	run_stages "${@:-${check_stages[@]}}"
+}
+
+lab_test() {
+	run_stages "${@:-${check_stages[@]}" "${vm_stages[@]}}"
+}
+
+lab_test_long() {
+	run_stages "${@:-${long_stages[@]}}"
+}
+
+# lab stage NAME: run one stage, KTAP on stdout, everything else on stderr
+lab_stage() {
+	local stage=${1:-}
+
+	stage=${stage//-/_}
+	declare -F "check_$stage" >/dev/null || die "there is no stage '$stage'" \
+		"Stages: ${check_stages[*]} ${vm_stages[*]} ${long_stages[*]}"
+	need_packages
+	"check_$stage"
+}
+
+# --- programs that run in the VM ---
+
+# build_programs: selftests (ours and the kernel's), demo and bench, static, in $out/bin
+build_programs() {
+	local dir log=$cache/logs/$work_name-programs.log
+
+	build_headers || return 1
+	lock "$out/lock" "the test programs"
+	mkdir -p "$out/bin"
+	for dir in vhost_iommu iommu; do
+		[[ -d $tree/tools/testing/selftests/$dir ]] || continue
+		mkdir -p "$out/selftests/$dir"
+		quietly "$log" make -C "$tree/tools/testing/selftests/$dir" OUTPUT="$out/selftests/$dir" -j"$jobs" \
+			KHDR_INCLUDES="-isystem $headers/usr/include" LDFLAGS=-static all || return 1
+		find "$out/selftests/$dir" -maxdepth 1 -type f -executable -exec cp -p {} "$out/bin/" \;
+	done
+	if [[ -f $repo/tools/vhost-iommu/Makefile ]]; then
+		quietly "$log" make -C "$repo/tools/vhost-iommu" HDR="$headers/usr/include" OUT="$out/bin" -j"$jobs" || return 1
+	fi
+	release
+}
+
+quietly() {
+	local log=$1
+	shift
+
+	"$@" >"$log" 2>&1 </dev/null && return 0
+	echo "lab: this failed: $*" >&2
+	tail -n 30 "$log" >&2
+	return 1
+}
+
+lab_programs() {
+	need_packages
+	build_programs || exit 1
+	note "programs: $out/bin"
+}
+
+# --- demo and bench ---
+
+lab_demo() {
+	local options=(--edu 2 --hugepages 64 --timeout 300 --log "$out/demo.log")
+
+	need_packages
+	plan 4
+	step "programs: demo"
+	build_programs || die "the demo was not built"
+	[[ ! ${VHOST_IOMMU_DROP:-} ]] || options+=(--env "VHOST_IOMMU_DROP=$VHOST_IOMMU_DROP")
+	[[ ! ${VHOST_IOMMU_FAULT:-} ]] || options+=(--env "VHOST_IOMMU_FAULT=$VHOST_IOMMU_FAULT")
+	lab_run "${options[@]}" "$@" "$out/bin/demo"
+}
+
+lab_bench() {
+	need_packages
+	plan 4
+	step "programs: bench"
+	build_programs || die "the benchmark was not built"
+	lab_run --icount --edu 2 --hugepages 64 --timeout 600 --log "$out/bench.log" "$@" "$out/bin/bench"
+}
+
+lab_spec() {
+	make --no-print-directory -C "$repo/spec" OUT="$out/spec" lint html
+}
+
+# --- stages with a VM ---
+
+# All that the VM stages need, so that each one's time is its own.
+check_trees() {
+	tap_plan 4
+	tap_loud "QEMU" build_qemu
+	tap_loud "the lab kernel" build_linux lab
+	tap_loud "the debug kernel" build_linux debug
+	tap_loud "programs" build_programs
+}
+
+# tap_loud NAME COMMAND...: as tap_run, but what COMMAND says is shown at once
+tap_loud() {
+	local name=$1
+	shift
+
+	tap_count=$((tap_count + 1))
+	if "$@" >&2; then
+		echo "ok $tap_count - $name"
+	else
+		echo "not ok $tap_count - $name"
+	fi
+}
+
+check_qtests() {
+	local test
+
+	build_qemu >&2 || die "QEMU was not built"
+	while read -r test; do
+		run_qtest "$test"
+	done < <(qemu_qtests)
+}
+
+run_qtest() {
+	local test=$1 path
+	local -a select=()
+
+	if [[ $test == qos-test ]]; then
+		# of the many devices in it, the one whose code is near ours
+		while read -r path; do
+			select+=(-p "$path")
+		done < <(qtest "$test" -l 2>/dev/null | grep /virtio-iommu/)
+		((${#select[@]})) || die "qos-test has no test of virtio-iommu"
+	fi
+	qtest "$test" --tap -k "${select[@]}" || true
+}
+
+qtest() {
+	local test=$1
+	shift
+
+	env -C "$qemu_build" QTEST_QEMU_BINARY=./qemu-system-x86_64 timeout -k 5 300 "./tests/qtest/$test" "$@" </dev/null
+}
+
+# vm_programs STAGE OPTIONS... -- PROGRAM...: what the programs print is the stage's result
+vm_programs() {
+	local stage=$1 program
+	local -a options=() programs=()
+	shift
+
+	while [[ $1 != -- ]]; do
+		options+=("$1")
+		shift
+	done
+	shift
+	build_programs >&2 || die "the test programs were not built"
+	for program; do
+		[[ -x $out/bin/$program ]] || die "there is no program $program" "It should come from tools/testing/selftests."
+		((${#programs[@]} == 0)) || programs+=(--then)
+		programs+=("$out/bin/$program")
+	done
+	lab_run --log "$results/$stage.console" "${options[@]}" "${programs[@]}"
+}
+
+check_mock() {
+	vm_programs mock --edu 0 -- iommufd_inval vhost_iommu_mock
+}
+
+check_mock_debug() {
+	vm_programs mock-debug --kernel debug --edu 0 --leaks --timeout 600 -- iommufd_inval vhost_iommu_mock
+}
+
+check_dma() {
+	vm_programs dma --edu 2 --hugepages 64 -- vhost_iommu_dma
+}
+
+check_dma_debug() {
+	vm_programs dma-debug --kernel debug --edu 2 --hugepages 64 --leaks --timeout 600 -- vhost_iommu_dma
+}
+
+# The kernel's own tests of iommufd, on our kernel.
+check_iommufd() {
+	vm_programs iommufd --edu 0 --hugepages 300 --mem 3G --timeout 300 -- iommufd
+}
+
+check_iommufd_debug() {
+	vm_programs iommufd-debug --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 900 -- iommufd
+}
+
+check_fail_nth() {
+	vm_programs fail-nth --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 3600 -- iommufd_fail_nth
+}
+
+# No splat in the logs of the debug kernel; and a real one, made on purpose, is seen.
+check_splats() {
+	local stage log=$results/seeded.console
+
+	tap_plan 5
+	for stage in mock-debug dma-debug iommufd-debug; do
+		tap_run "no splat in $stage" "$lab/splat" "$results/$stage.console"
+	done
+	compile_true
+	tap_loud "a VM with a seeded splat runs to its end" lab_run --kernel debug --edu 0 --log "$log" \
+		--write /sys/kernel/debug/provoke-crash/DIRECT=READ_AFTER_FREE "$out/bin/true"
+	tap_run "the seeded splat is found" found_kasan "$log"
+}
+
+found_kasan() {
+	if "$lab/splat" "$1" >"$1.splats"; then
+		echo "splat found nothing in $1"
+		return 1
+	fi
+	grep -q 'BUG: KASAN: ' "$1.splats"
+}
+
+compile_true() {
+	mkdir -p "$out/bin"
+	echo 'int main(void) { return 0; }' | gcc -x c -static -o "$out/bin/true" -
+}
+
+check_demo() {
+	tap_plan 1
+	tap_run "make demo: every row is right" lab_demo
+}
+
+# Without the kick nothing may be right that expects NEW: a demo that cannot fail proves nothing.
+check_demo_drop() {
+	local rc=0
+
+	tap_plan 2
+	VHOST_IOMMU_DROP=1 lab_demo >"$results/demo-drop.out" || rc=$?
+	tap_run "make demo fails if no invalidation is posted" test "$rc" = 1
+	tap_run "no row says that it saw NEW" no_row_is_right "$results/demo-drop.out"
+}
+
+no_row_is_right() {
+	cat "$1"
+	! grep -E 'NEW .*(right|ok|PASS)' "$1"
+}
+
+check_bench() {
+	local run
+
+	tap_plan 3
+	for run in 1 2; do
+		tap_run "bench, run $run" bench_into "$results/bench.$run"
+	done
+	tap_run "two runs print the same numbers" diff -u "$results/bench.1" "$results/bench.2"
+}
+
+bench_into() {
+	lab_bench >"$1"
+}
+
+check_faults() {
+	if [[ ! -x $repo/tools/testing/faults/run ]]; then
+		tap_plan 1
+		tap_skip "seeded faults" "tools/testing/faults/run does not exist"
+		return
+	fi
+	LAB=$lab/lab OUT=$out/faults "$repo/tools/testing/faults/run"
+}
+
+# The series applies to the kernel before this one, and compiles there.
+check_linux_7_2() {
+	tap_plan 2
+	tap_skip "the series applies to 7.2" "not written"
+	tap_skip "it compiles there" "not written"
+}

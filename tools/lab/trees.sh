@@ -1,0 +1,403 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Work trees: pristine sources, with our files laid over them and our patches applied, and what is
+# built from them.
+#
+# A work tree starts as hard links to the pristine tree. "Our" files in it (those of the repository,
+# and those that patches touch) are written by rsync --checksum, so a file whose content stays keeps
+# its time stamp and is not built again. The list of our files is kept: what leaves the
+# repository leaves the tree.
+
+work_name=${LAB_WORK:-main}
+
+# select_tree linux|qemu: sets tree, tree_base, tree_lock, tree_id
+select_tree() {
+	local what=$1 src
+
+	[[ $work_name =~ ^[A-Za-z0-9_.-]+$ ]] || die "'$work_name' cannot be the name of a work tree"
+	[[ $cache != *[[:space:]:]* ]] || die "the kernel cannot be built below a path with spaces or colons: $cache" \
+		"Put the cache elsewhere: VHOST_IOMMU_CACHE=..."
+	if [[ $what == linux ]]; then
+		src=${LINUX_SRC:-}
+	else
+		src=${QEMU_SRC:-}
+	fi
+	tree_base=
+	if [[ -z $src ]]; then
+		base_id=$what-$(pin_version "$what" | tr -c 'A-Za-z0-9.\n' '_')
+	elif [[ -d $src ]]; then
+		tree_base=$(cd "$src" && pwd -P)
+		base_id=$what-dir-$(sha256sum <<<"$tree_base" | cut -c1-12)
+	elif [[ -f $src ]]; then
+		tree_base=$(realpath "$src")
+		base_id=$what-tar-$(sha256sum <"$tree_base" | cut -c1-12)
+	else
+		die "${what^^}_SRC=$src is neither a directory nor a tarball"
+	fi
+	tree_id=$base_id
+	tree=$cache/work/$work_name/$tree_id
+	tree_lock=$cache/work/$work_name/$what.lock
+}
+
+linux_files() {
+	(cd "$repo" && find drivers include tools/testing -type f) | not_ours
+}
+
+qemu_files() {
+	(cd "$repo/qemu" && find . -type f -printf '%P\n') | not_ours
+}
+
+# left-overs of builds in place and of editors
+not_ours() {
+	grep -v -E '(~|\.(o|a|d|ko|cmd|mod|orig|rej|swp)|/modules\.order|/Module\.symvers|(^|/)\.gitignore)$' |
+		grep -v '^tools/testing/faults/' | LC_ALL=C sort || true
+}
+
+series() {
+	find "$repo/$1-patches" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
+	find "$cache/work/$work_name/extra-$1" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
+}
+
+patch_targets() {
+	sed -n -E 's;^\+\+\+ b/([^\t]*).*;\1;p; s;^--- a/([^\t]*).*;\1;p' "$@" | LC_ALL=C sort -u
+}
+
+# Everything that decides what a tree contains, as one number. "tests" leaves nothing out; "build"
+# leaves out tools/testing, which no kernel is built from.
+tree_hash() {
+	local what=$1 for=$2
+
+	{
+		echo "$tree_id"
+		series "$what" | xargs -r -d '\n' sha256sum | sed "s; .*/; ;"
+		if [[ $what == linux ]]; then
+			cd "$repo" && linux_files | if [[ $for == build ]]; then
+				grep -v ^tools/testing/
+			else
+				cat
+			fi | xargs -r -d '\n' sha256sum
+		else
+			cd "$repo/qemu" && qemu_files | xargs -r -d '\n' sha256sum
+			sha256sum <"$lab/qemu-x86_64.mak"
+		fi
+	} | sha256sum | cut -d' ' -f1
+}
+
+# Copies the base tree, hard links where nothing can change it.
+make_tree() {
+	local what=$1 from tmp
+
+	if [[ -z $tree_base ]]; then
+		unpack "$what"
+		from=$pristine/$base_id
+	elif [[ -f $tree_base ]]; then
+		from=$pristine/$base_id
+		if [[ ! -d $from ]]; then
+			step "unpacking $tree_base"
+			mkdir -p "$from.new"
+			tarball_top "$tree_base" >/dev/null
+			tar -C "$from.new" --strip-components=1 -xf "$tree_base" || die "$tree_base could not be unpacked"
+			mv "$from.new" "$from"
+		fi
+	else
+		from=$tree_base
+	fi
+	if [[ $what == linux && ! -f $from/include/uapi/linux/iommufd.h ]]; then
+		die "$from is no Linux tree with iommufd (include/uapi/linux/iommufd.h is missing)"
+	elif [[ $what == qemu && ! -f $from/hw/i386/intel_iommu.c ]]; then
+		die "$from is no QEMU tree (hw/i386/intel_iommu.c is missing)"
+	fi
+	base_dir=$from
+	if [[ -d $tree && ! -d $tree_base ]]; then
+		return
+	fi
+	if [[ ! -d $tree_base ]]; then
+		tmp=$tree.new
+		rm -rf "$tmp"
+		mkdir -p "$(dirname "$tree")"
+		cp -al "$from" "$tmp"
+		mv "$tmp" "$tree"
+		return
+	fi
+	# A directory of the user's: take its state as it is now, without what a build has left in it.
+	step "copying $from"
+	mkdir -p "$tree"
+	touch "$tree/.lab-files"
+	sed 's;^;/;' "$tree/.lab-files" | rsync -rlpc --delete --exclude-from=- --exclude=/.git --exclude='/build-*' \
+		--exclude='/build' --exclude='/.lab-*' --exclude='*.o' --exclude='*.ko' --exclude='*.cmd' --exclude='.*.d' \
+		--exclude=/.config --exclude=/include/config --exclude=/include/generated --exclude='/arch/*/include/generated' \
+		"$from/" "$tree/"
+	if [[ $what == qemu && ! -d $from/roms/edk2 ]]; then
+		touch "$tree/.lab-debian"
+	fi
+}
+
+# sync_tree linux|qemu: the tree holds the base, our files and our patches, and nobody changes it
+# before release.
+sync_tree() {
+	local what=$1 hash build_hash new file patch old source root
+
+	release
+	select_tree "$what"
+	lock "$tree_lock.sync" "the $what tree '$work_name'"
+	hash=$(tree_hash "$what" tests)
+	build_hash=$(tree_hash "$what" build)
+	if [[ -f $tree/.lab-hash && ! -d $tree_base && $(<"$tree/.lab-hash") == "$hash" ]]; then
+		lock "$tree_lock" "the $what tree '$work_name'" -s
+		unlock "$tree_lock.sync"
+		return 0
+	fi
+	if [[ -f $tree/.lab-build-hash && ! -d $tree_base && $(<"$tree/.lab-build-hash") == "$build_hash" ]]; then
+		lock "$tree_lock" "the $what tree '$work_name'" -s
+	else
+		lock "$tree_lock" "the $what tree '$work_name'"
+		rm -f "$tree/.lab-build-hash"
+	fi
+	make_tree "$what"
+	rm -f "$tree/.lab-hash"
+
+	scratch new
+	if [[ $what == linux ]]; then
+		root=$repo
+		linux_files >"$new.list"
+	else
+		root=$repo/qemu
+		qemu_files >"$new.list"
+	fi
+	while read -r file; do
+		if [[ -e $base_dir/$file ]]; then
+			die "$file exists in the $what tree already" \
+				"A change to an existing file belongs into $what-patches/."
+		fi
+	done <"$new.list"
+	rsync -rl --files-from="$new.list" "$root/" "$new/"
+	if [[ $what == qemu ]]; then
+		mkdir -p "$new/configs/devices/x86_64-softmmu"
+		cp "$lab/qemu-x86_64.mak" "$new/configs/devices/x86_64-softmmu/lab.mak"
+	fi
+
+	mapfile -t patches < <(series "$what")
+	if ((${#patches[@]})); then
+		while read -r file; do
+			if [[ ! -e $new/$file && -f $base_dir/$file ]]; then
+				mkdir -p "$new/$(dirname "$file")"
+				cp "$base_dir/$file" "$new/$file"
+			fi
+		done < <(patch_targets "${patches[@]}")
+		for patch in "${patches[@]}"; do
+			strictly_apply "$new" "$patch" "$tree_id" || apply_refused "$what"
+		done
+	fi
+	(cd "$new" && find . -type f -printf '%P\n' | LC_ALL=C sort) >"$new.files"
+
+	# what was ours and is no longer: back to the base, or gone
+	old=$tree/.lab-files
+	touch "$old"
+	while read -r file; do
+		if [[ -f $base_dir/$file ]]; then
+			cp --remove-destination --no-preserve=timestamps "$base_dir/$file" "$tree/$file"
+		else
+			rm -f "$tree/$file"
+			source=$(dirname "$file")
+			(cd "$tree" && rmdir -p --ignore-fail-on-non-empty "$source" 2>/dev/null) || true
+		fi
+	done < <(LC_ALL=C comm -23 "$old" "$new.files")
+	LC_ALL=C sort -u "$old" "$new.files" -o "$old.new" && mv "$old.new" "$old"
+	rsync -rlc --perms --checksum "$new/" "$tree/"
+	mv "$new.files" "$tree/.lab-files"
+	rm -f "$new.list"
+	echo "$build_hash" >"$tree/.lab-build-hash"
+	echo "$hash" >"$tree/.lab-hash"
+	lock "$tree_lock" "the $what tree '$work_name'" -s
+	unlock "$tree_lock.sync"
+	note "$what tree: $tree ($(wc -l <"$tree/.lab-files") files of ours, ${#patches[@]} patches)"
+}
+
+apply_refused() {
+	local what=$1
+
+	if [[ $tree_base ]]; then
+		die "the series was made for $what $(pin_version "$what")" \
+			"Rebase it: tools/lab/lab edit $what, with ${what^^}_SRC set as now, then tools/lab/lab export $what."
+	fi
+	die "the series and tools/lab/sources do not fit together" \
+		"See 'tools/lab/lab help' (edit, export) for how to bring patches up to date."
+}
+
+# --- Linux ---
+
+kernel_config() {
+	case $1 in
+	lab) echo "$lab/kernel-lab.config" ;;
+	debug) echo "$lab/kernel-lab.config $lab/kernel-debug.config" ;;
+	*) die "there is no kernel '$1' (lab, debug)" ;;
+	esac
+}
+
+kmake() {
+	make -C "$tree" -j"$jobs" KBUILD_BUILD_TIMESTAMP=1970-01-01 KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=lab \
+		KBUILD_BUILD_VERSION=1 LOCALVERSION= "$@"
+}
+
+# merged_config KIND: one value per symbol, the last one given
+merged_config() {
+	# shellcheck disable=SC2046
+	awk -F= '/^CONFIG_/ { if (!($1 in value)) order[++n] = $1; value[$1] = $0 }
+		END { for (i = 1; i <= n; i++) print value[order[i]] }' $(kernel_config "$1")
+}
+
+# check_config WANTED RESULT [TREE]: every line of WANTED is in RESULT
+check_config() {
+	local wanted=$1 result=$2 src=${3:-} line symbol bad=0 hint
+
+	while IFS= read -r line; do
+		[[ $line == CONFIG_*=* ]] || continue
+		symbol=${line%%=*}
+		if [[ $line == *=n ]]; then
+			! grep -q "^$symbol=" "$result" || {
+				echo "lab: $line was asked for, but the kernel has $(grep "^$symbol=" "$result")" >&2
+				bad=1
+			}
+		elif ! grep -q -x -F -- "$line" "$result"; then
+			hint="it has $(grep -E "^(# )?$symbol[= ]" "$result" || echo 'nothing')"
+			if [[ $src ]] && ! grep -r -q -s -E --include='Kconfig*' "^[[:space:]]*(menu)?config ${symbol#CONFIG_}\$" \
+				"$src/drivers" "$src/kernel" "$src/lib" "$src/arch/x86" "$src/mm" "$src/fs" "$src/init" "$src/net"; then
+				if [[ $symbol == CONFIG_VHOST_IOMMU && -z $(series linux) ]]; then
+					warn "$line: no Kconfig knows it, as linux-patches/ is empty"
+					continue
+				fi
+				hint="no Kconfig file knows it: is a patch missing?"
+			fi
+			echo "lab: $line was asked for: $hint" >&2
+			bad=1
+		fi
+	done <"$wanted"
+	return "$bad"
+}
+
+# Modules in an order in which each finds what it needs, one path a line, relative to BUILD.
+module_order() {
+	local build=$1 file name deps dep
+
+	while read -r file; do
+		file=${file%.o}
+		file=${file%.ko}
+		name=$(basename "$file" | tr - _)
+		echo "$name $name"
+		echo "$name $file.ko" >&3
+		deps=$(sed -n 's/^MODULE_INFO(depends, "\(.*\)");/\1/p' "$build/$file.mod.c")
+		for dep in ${deps//,/ }; do
+			echo "${dep//-/_} $name"
+		done
+	done <"$build/modules.order" 3>"$build/.lab-names" | tsort | while read -r name; do
+		awk -v name="$name" '$1 == name { print $2 }' "$build/.lab-names"
+	done
+}
+
+# build_linux KIND: the tree is up to date and so is its kernel of that kind, in $kernel_build, and
+# both stay so until release.
+build_linux() {
+	local kind=$1 build log wanted hash expected
+
+	sync_tree linux
+	lock "$tree_lock.$kind" "the $kind kernel '$work_name'"
+	build=$tree/build-$kind
+	wanted=$(merged_config "$kind")
+	hash=$( (cat "$tree/.lab-build-hash"; echo "$wanted"; gcc -dumpfullversion) | sha256sum | cut -d' ' -f1)
+	kernel_build=$build
+	if [[ -f $build/.lab-stamp && $(<"$build/.lab-stamp") == "$hash" ]]; then
+		step "linux: the $kind kernel is up to date"
+		return 0
+	fi
+	step "linux: building the $kind kernel"
+	log=$cache/logs/$work_name-linux-$kind.log
+	mkdir -p "$build"
+	rm -f "$build/.lab-stamp"
+	expected=0
+	if [[ ! -f $build/vmlinux ]]; then
+		expected=1350
+		[[ ! -f $cache/logs/objects-$kind ]] || expected=$(<"$cache/logs/objects-$kind")
+	fi
+	echo "$wanted" >"$build/lab.config"
+	long "configuring" "$log" 0 . kmake O="build-$kind" KCONFIG_ALLCONFIG="$build/lab.config" allnoconfig || return 1
+	check_config "$build/lab.config" "$build/.config" "$tree" ||
+		die "the $kind kernel cannot be configured as tools/lab/kernel-*.config asks" \
+			"A dependency may be missing, or have a new name in this tree."
+	long "compiling" "$log" "$expected" '^  (CC|AS|AR|LD|HOSTCC|HOSTLD)' \
+		kmake O="build-$kind" bzImage modules || return 1
+	if ((expected)); then
+		grep -c -E '^  (CC|AS|AR|LD|HOSTCC|HOSTLD)' "$log" >"$cache/logs/objects-$kind" || true
+	fi
+	module_order "$build" >"$build/.lab-modules"
+	echo "$hash" >"$build/.lab-stamp"
+}
+
+# The kernel's headers for userspace, of our tree: sets headers
+build_headers() {
+	local hash
+
+	sync_tree linux
+	headers=$tree/build-headers
+	lock "$tree_lock.headers" "the kernel headers '$work_name'"
+	hash=$(<"$tree/.lab-build-hash")
+	[[ ! -f $headers/.lab-stamp || $(<"$headers/.lab-stamp") != "$hash" ]] || return 0
+	mkdir -p "$headers"
+	long "installing the kernel's headers" "$cache/logs/$work_name-headers.log" 0 . \
+		kmake O=build-headers headers || return 1
+	echo "$hash" >"$headers/.lab-stamp"
+}
+
+# --- QEMU ---
+
+qemu_options=(--python=/usr/bin/python3 --disable-download --target-list=x86_64-softmmu --without-default-features
+	--enable-system --enable-tcg --enable-kvm --enable-fdt=system --enable-vhost-kernel --enable-vhost-net
+	--disable-werror --disable-debug-info --disable-docs --disable-install-blobs --without-default-devices
+	--with-devices-x86_64=lab --firmwarepath=/usr/share/seabios:/usr/share/qemu)
+qtests=(intel-iommu-test qos-test)
+
+qemu_qtests() {
+	local t
+
+	for t in "${qtests[@]}"; do
+		echo "$t"
+	done
+	# tests that the repository adds
+	(cd "$repo/qemu" && find tests/qtest -name '*-test.c' -printf '%f\n' 2>/dev/null | sed 's/\.c$//') || true
+}
+
+# build_qemu: QEMU is up to date, $qemu in $qemu_build, until release
+build_qemu() {
+	local build log hash targets t
+
+	unpack meson
+	export PYTHONPATH=$pristine/$base_id/usr/lib/python3/dist-packages
+	sync_tree qemu
+	lock "$tree_lock.build" "QEMU '$work_name'"
+	build=$tree/build
+	qemu_build=$build
+	qemu=$build/qemu-system-x86_64
+	hash=$( (cat "$tree/.lab-build-hash"; echo "${qemu_options[@]}"; gcc -dumpfullversion) | sha256sum | cut -d' ' -f1)
+	if [[ -f $build/.lab-stamp && $(<"$build/.lab-stamp") == "$hash" ]]; then
+		step "qemu: up to date"
+		return 0
+	fi
+	step "qemu: building qemu-system-x86_64"
+	log=$cache/logs/$work_name-qemu.log
+	rm -f "$build/.lab-stamp"
+	if [[ ! -f $build/.lab-configured || $(<"$build/.lab-configured") != "${qemu_options[*]}" ]]; then
+		rm -rf "$build"
+		mkdir -p "$build"
+		long "configuring" "$log" 0 . env -C "$build" CC=gcc ../configure "${qemu_options[@]}" || return 1
+		echo "${qemu_options[*]}" >"$build/.lab-configured"
+	fi
+	targets=(qemu-system-x86_64)
+	while read -r t; do
+		if [[ -f $tree/tests/qtest/$t.c ]]; then
+			targets+=("tests/qtest/$t")
+		fi
+	done < <(qemu_qtests)
+	long "compiling" "$log" 0 ninja ninja -C "$build" -j"$jobs" "${targets[@]}" || return 1
+	"$qemu" -device intel-iommu,help >"$build/.lab-vtd" 2>&1 || true
+	echo "$hash" >"$build/.lab-stamp"
+}

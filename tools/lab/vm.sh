@@ -1,0 +1,227 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Virtual machines: one kernel, one initial RAM disk made for the run, our emulated host.
+
+# lab run [OPTIONS] PROGRAM [ARGUMENTS] [--then PROGRAM [ARGUMENTS]]...
+lab_run() {
+	local kernel=lab limit=120 icount= smp=2 mem=2G edus=1 log= hugepages= leaks= quiet=
+	local append=() environment=() files=() qemu_args=() writes=() trace=
+	local vtd='intremap=on,x-scalable-mode=on,x-flts=on,aw-bits=48' nest=1
+	local dir script argument first program rc=0 line
+
+	while (($#)); do
+		case $1 in
+		--kernel) kernel=$2; shift ;;
+		--work) work_name=$2; shift ;;
+		--timeout) limit=$2; shift ;;
+		--icount) icount=1 ;;
+		--smp) smp=$2; shift ;;
+		--mem) mem=$2; shift ;;
+		--edu) edus=$2; shift ;;
+		--env) environment+=("$2"); shift ;;
+		--log) log=$2; shift ;;
+		--append) append+=("$2"); shift ;;
+		--hugepages) hugepages=$2; shift ;;
+		--write) writes+=("$2"); shift ;;
+		--file) files+=("$2"); shift ;;
+		--leaks) leaks=1 ;;
+		--vtd) vtd=$2 nest=; shift ;;
+		--qemu-arg) qemu_args+=("$2"); shift ;;
+		--trace) trace=$2; shift ;;
+		--quiet) quiet=1 ;;
+		--) shift; break ;;
+		-*) die "lab run has no option $1" "See tools/lab/lab help run." ;;
+		*) break ;;
+		esac
+		shift
+	done
+	(($#)) || die "lab run: which program?" "Usage: tools/lab/lab run [OPTIONS] PROGRAM [ARGUMENTS]"
+
+	need_packages
+	# A private copy of all that the run needs: the trees may change while it goes on.
+	scratch dir
+	if [[ $quiet ]]; then
+		build_qemu 2>"$dir/build.log" || die "QEMU was not built" "$(<"$dir/build.log")"
+	else
+		build_qemu || die "QEMU was not built"
+	fi
+	cp "$qemu" "$dir/qemu"
+	if [[ $nest ]] && grep -q '^ *x-nest=' "$qemu_build/.lab-vtd"; then
+		vtd+=,x-nest=on
+	fi
+	if [[ $quiet ]]; then
+		build_linux "$kernel" 2>"$dir/build.log" || die "the $kernel kernel was not built" "$(<"$dir/build.log")"
+	else
+		build_linux "$kernel" || die "the $kernel kernel was not built"
+	fi
+	cp "$kernel_build/arch/x86/boot/bzImage" "$dir/bzImage"
+	mkdir -p "$dir/root"/{bin,dev,proc,sys,tmp,lab/modules}
+	compile_init "$dir/root/init"
+	script=$dir/root/lab/script
+	: >"$script"
+	while read -r line; do
+		cp "$kernel_build/$line" "$dir/root/lab/modules/"
+		word m "/lab/modules/$(basename "$line")"
+	done <"$kernel_build/.lab-modules"
+	[[ ! $hugepages ]] || word h "$hugepages"
+	for argument in "${writes[@]}"; do
+		word w "$argument"
+	done
+	word b ''
+	for argument in "${environment[@]}"; do
+		[[ $argument == *=* ]] || die "--env wants NAME=VALUE, not '$argument'"
+		word e "$argument"
+	done
+	for argument in "${files[@]}"; do
+		line=${argument#*:}
+		[[ $argument == *:/* ]] || line=/bin/$(basename "${argument%%:*}")
+		mkdir -p "$dir/root$(dirname "$line")"
+		cp "${argument%%:*}" "$dir/root$line" || die "--file $argument: no such file"
+	done
+	first=1
+	for argument; do
+		if [[ $argument == --then ]]; then
+			word x ''
+			first=1
+		elif [[ $first ]]; then
+			first=
+			if [[ -f $argument ]]; then
+				program=/bin/$(basename "$argument")
+				[[ -e $dir/root$program ]] || cp "$argument" "$dir/root$program"
+				check_static "$argument"
+			elif [[ $argument == /* && -e $dir/root$argument ]]; then
+				program=$argument
+			else
+				die "there is no program $argument"
+			fi
+			word a "$program"
+		else
+			word a "$argument"
+		fi
+	done
+	word x ''
+	[[ ! $leaks ]] || word l ''
+	make_initrd "$dir/root" "$dir/initrd"
+
+	local options=(-nodefaults -no-reboot -display none -monitor none -nic none -m "$mem" -cpu max
+		-machine q35,kernel-irqchip=split
+		-chardev "file,id=console,path=$dir/console" -serial chardev:console
+		-chardev stdio,id=output,signal=off -serial chardev:output
+		-kernel "$dir/bzImage" -initrd "$dir/initrd")
+	append=(console=ttyS0 panic=-1 printk.devkmsg=on "${append[@]}")
+	if [[ $icount ]]; then
+		options+=(-accel 'tcg,thread=single' -smp 1 -icount 'shift=0,sleep=off' -seed 1
+			-rtc 'base=2026-01-01,clock=vm')
+		append+=(nokaslr noapictimer)
+	else
+		options+=(-accel 'tcg,thread=multi' -smp "$smp" -seed 1)
+	fi
+	options+=(-device "intel-iommu,$vtd")
+	for ((line = 0; line < edus; line++)); do
+		options+=(-device 'edu,dma_mask=0xffffffffffff')
+	done
+	[[ ! $trace ]] || options+=(-trace "$trace" -D "${log:-$dir/console}.trace")
+	options+=("${qemu_args[@]}" -append "${append[*]}")
+	release
+
+	: >"$dir/console"
+	boot "$dir" "$limit" "${options[@]}" || rc=$?
+	tr -d '\r' <"$dir/console" >"$dir/log"
+	if [[ $log ]]; then
+		mkdir -p "$(dirname "$log")"
+		cp "$dir/log" "$log"
+	fi
+	judge "$dir/log" "$rc" "$limit" "$log"
+}
+
+word() {
+	printf '%s%s\0' "$1" "$2" >>"$script"
+}
+
+# QEMU's output, the program's, goes through a pipe: stdout may be anything.
+boot() {
+	local dir=$1 limit=$2 rc=0
+	shift 2
+
+	set -m
+	timeout -k 5 "$limit" "$dir/qemu" "$@" </dev/null 2>"$dir/qemu.err" > >(exec cat) &
+	child=$!
+	set +m
+	wait "$child" || rc=$?
+	child=
+	if [[ -s $dir/qemu.err ]] && ((rc != 0 && rc != 124 && rc != 137)); then
+		sed 's/^/lab: qemu: /' "$dir/qemu.err" >&2
+	fi
+	return "$rc"
+}
+
+# judge LOG QEMU_STATUS LIMIT KEPT: how did it go? The status is that of the first program that failed.
+judge() {
+	local log=$1 rc=$2 limit=$3 kept=$4 status why=
+
+	# What init wrote starts a line after the kernel's time stamp.
+	sed -n -E 's/^(<[0-9]+>)?(\[[^]]*\])* *lab: //p' "$log" >"$log.lab"
+	sed -n 's/^failed /lab: in the VM: /p' "$log.lab" >&2
+	if ((rc == 124 || rc == 137)); then
+		why="the VM was still running after $limit s and was stopped"
+	elif ! grep -q -x done "$log.lab"; then
+		if grep -q -E 'Kernel panic' "$log"; then
+			why="the VM's kernel panicked"
+		else
+			why="the VM ended before its programs had (QEMU's status: $rc)"
+		fi
+	fi
+	if [[ $why ]]; then
+		status=$(sed -n 's/^start [0-9]* //p' "$log.lab" | tail -n 1)
+		{
+			echo "lab: $why${status:+; it was running $status}. The end of its kernel log:"
+			tail -n 30 "$log" | sed 's/^/     | /'
+			[[ ! $kept ]] || echo "     All of it: $kept"
+		} >&2
+		return 125
+	fi
+	status=$(awk '$1 == "exit" && $3 != 0 { print $3; exit }' "$log.lab")
+	return "${status:-0}"
+}
+
+check_static() {
+	if LC_ALL=C grep -q -a -m1 'ld-linux' "$1" && ! file_is_static "$1"; then
+		die "$1 is linked dynamically; the VM has no libraries" "Link it with -static."
+	fi
+}
+
+file_is_static() {
+	! readelf -l "$1" 2>/dev/null | grep -q INTERP
+}
+
+compile_init() {
+	local sum file
+
+	sum=$(sha256sum <"$lab/init.c" | cut -c1-16)
+	file=$cache/work/init-$sum
+	if [[ ! -x $file ]]; then
+		mkdir -p "$cache/work"
+		gcc -O2 -Wall -Wextra -static -o "$file.$$" "$lab/init.c" || die "tools/lab/init.c does not compile"
+		mv "$file.$$" "$file"
+	fi
+	cp "$file" "$1"
+}
+
+# The kernel's own tool makes the archive: it can put device nodes in without being root.
+make_initrd() {
+	local root=$1 out=$2 path
+
+	{
+		echo "nod /dev/console 0600 0 0 c 5 1"
+		echo "nod /dev/null 0666 0 0 c 1 3"
+		(cd "$root" && find . -mindepth 1 -printf '%y /%P\n' | LC_ALL=C sort -k2) | while read -r type path; do
+			if [[ $type == d ]]; then
+				echo "dir $path 0755 0 0"
+			else
+				echo "file $path $root$path 0755 0 0"
+			fi
+		done
+	} | LC_ALL=C sort -k2,2 >"$out.list"
+	"$kernel_build/usr/gen_init_cpio" -t 0 "$out.list" >"$out" || die "the initial RAM disk could not be made"
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Attaching generic stage-1 tables through iommufd: what all vendors share
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <linux/iommufd.h>
+#include <linux/vfio.h>
+
+#include "attach.h"
+#include "util.h"
+
+static const struct attach_ops *const attach_vendors[] = {
+	&attach_ops_vtd,
+};
+
+int attach_hwpt_alloc(struct attach_dev *dev, __u32 pt_id, __u32 flags,
+		      __u32 data_type, void *data, size_t len, __u32 *id)
+{
+	struct iommu_hwpt_alloc cmd = {
+		.size = sizeof(cmd),
+		.flags = flags,
+		.dev_id = dev->dev_id,
+		.pt_id = pt_id,
+		.data_type = data_type,
+		.data_len = len,
+		.data_uptr = (uintptr_t)data,
+	};
+
+	if (ioctl(dev->host->iommufd, IOMMU_HWPT_ALLOC, &cmd))
+		return -errno;
+	*id = cmd.out_hwpt_id;
+	return 0;
+}
+
+int attach_destroy(struct attach_host *host, __u32 id)
+{
+	struct iommu_destroy cmd = {
+		.size = sizeof(cmd),
+		.id = id,
+	};
+
+	return ioctl(host->iommufd, IOMMU_DESTROY, &cmd) ? -errno : 0;
+}
+
+int attach_vfio(struct attach_dev *dev, __u32 pt_id)
+{
+	struct vfio_device_attach_iommufd_pt cmd = {
+		.argsz = sizeof(cmd),
+		.pt_id = pt_id,
+	};
+
+	return ioctl(dev->vfio_fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd) ?
+		-errno : 0;
+}
+
+int attach_vfio_detach(struct attach_dev *dev)
+{
+	struct vfio_device_detach_iommufd_pt cmd = {
+		.argsz = sizeof(cmd),
+	};
+
+	return ioctl(dev->vfio_fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &cmd) ?
+		-errno : 0;
+}
+
+int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len)
+{
+	__u64 hw[32] = {};
+	struct iommu_hw_info cmd = {
+		.size = sizeof(cmd),
+		.dev_id = dev->dev_id,
+		.data_len = sizeof(hw),
+		.data_uptr = (uintptr_t)hw,
+	};
+	size_t i;
+	int ret;
+
+	dev->ops = NULL;
+	if (ioctl(dev->host->iommufd, IOMMU_GET_HW_INFO, &cmd)) {
+		ret = -errno;
+		snprintf(why, why_len, "IOMMU_GET_HW_INFO: %s", strerror(-ret));
+		return ret;
+	}
+	for (i = 0; i < ARRAY_SIZE(attach_vendors); i++)
+		if (attach_vendors[i]->hw_info_type == cmd.out_data_type)
+			dev->ops = attach_vendors[i];
+	if (!dev->ops) {
+		snprintf(why, why_len,
+			 "no attach library for IOMMUs of hw_info type %u",
+			 cmd.out_data_type);
+		return -EOPNOTSUPP;
+	}
+
+	ret = dev->ops->probe(dev, hw, cmd.data_len, why, why_len);
+	if (ret)
+		return ret;
+	ret = dev->ops->add(dev);
+	if (ret)
+		snprintf(why, why_len, "no nesting parent on %s: %s",
+			 dev->caps.name, strerror(-ret));
+	return ret;
+}
+
+void attach_dev_exit(struct attach_dev *dev)
+{
+	dev->ops->del(dev);
+}
+
+void attach_domain_init(struct attach_domain *dom, struct attach_host *host,
+			const struct attach_table *table)
+{
+	*dom = (struct attach_domain){
+		.host = host,
+		.table = *table,
+	};
+}
+
+int attach_prepare(struct attach_domain *dom, struct attach_dev *dev,
+		   struct attach_target *target)
+{
+	const struct attach_caps *caps = &dev->caps;
+
+	if (dom->ops && dom->ops != dev->ops)
+		return -EXDEV;
+	if (dom->table.format != caps->format ||
+	    dom->table.input_bits > caps->input_bits ||
+	    !(caps->page_shifts & BIT_ULL(dom->table.granule)))
+		return -EOPNOTSUPP;
+	dom->ops = dev->ops;
+	return dom->ops->prepare(dom, dev, target);
+}
+
+int attach_commit(struct attach_domain *dom, struct attach_dev *dev)
+{
+	return dom->ops->commit(dom, dev);
+}
+
+int attach_remove(struct attach_domain *dom, struct attach_dev *dev)
+{
+	return dom->ops->remove(dom, dev);
+}
+
+void attach_release(struct attach_domain *dom)
+{
+	if (dom->ops)
+		dom->ops->release(dom);
+	dom->ops = NULL;
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Attaching generic stage-1 tables: Intel VT-d
+ *
+ * A domain is one nested HWPT, whatever the number of its devices. It is its own
+ * target and needs no tag.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <linux/iommufd.h>
+
+#include "attach.h"
+#include "pt.h"
+
+#define VTD_CAP_FL1GP		BIT_ULL(56)
+#define VTD_ECAP_NEST		BIT_ULL(26)
+#define VTD_ECAP_SMTS		BIT_ULL(43)
+#define VTD_ECAP_SLTS		BIT_ULL(46)
+#define VTD_ECAP_FLTS		BIT_ULL(47)
+#define VTD_ECAP_SMPWCS		BIT_ULL(48)
+
+/* One nesting parent for all devices. */
+struct vtd_host {
+	unsigned int users;
+	__u32 parent_id;
+};
+
+struct vtd_domain {
+	__u32 hwpt_id;
+};
+
+static int vtd_probe(struct attach_dev *dev, const void *hw, size_t len,
+		     char *why, size_t why_len)
+{
+	const __u64 need = VTD_ECAP_SMTS | VTD_ECAP_NEST | VTD_ECAP_SLTS |
+			   VTD_ECAP_FLTS;
+	const struct iommu_hw_info_vtd *vtd = hw;
+
+	if (len < sizeof(*vtd))
+		return -EINVAL;
+	if ((vtd->ecap_reg & need) != need) {
+		snprintf(why, why_len,
+			 "this VT-d does not nest (ecap %#llx has not all of %#llx); an emulated one needs x-scalable-mode=on,x-flts=on,x-nest=on",
+			 (unsigned long long)vtd->ecap_reg,
+			 (unsigned long long)need);
+		return -EOPNOTSUPP;
+	}
+	dev->caps = (struct attach_caps){
+		.name = "Intel VT-d, nested",
+		.format = PT_FORMAT_X86_64,
+		.page_shifts = BIT_ULL(12) | BIT_ULL(21),
+		.input_bits = 48,
+		.coherent = vtd->ecap_reg & VTD_ECAP_SMPWCS,
+	};
+	if (vtd->cap_reg & VTD_CAP_FL1GP)
+		dev->caps.page_shifts |= BIT_ULL(30);
+	return 0;
+}
+
+static int vtd_add(struct attach_dev *dev)
+{
+	struct vtd_host *vtd = dev->host->priv;
+	int ret;
+
+	if (!vtd) {
+		vtd = calloc(1, sizeof(*vtd));
+		if (!vtd)
+			return -ENOMEM;
+		ret = attach_hwpt_alloc(dev, dev->host->ioas_id,
+					IOMMU_HWPT_ALLOC_NEST_PARENT,
+					IOMMU_HWPT_DATA_NONE, NULL, 0,
+					&vtd->parent_id);
+		if (ret) {
+			free(vtd);
+			return ret;
+		}
+		dev->host->priv = vtd;
+	}
+	vtd->users++;
+	return 0;
+}
+
+static void vtd_del(struct attach_dev *dev)
+{
+	struct vtd_host *vtd = dev->host->priv;
+
+	if (--vtd->users)
+		return;
+	attach_destroy(dev->host, vtd->parent_id);
+	free(vtd);
+	dev->host->priv = NULL;
+}
+
+static int vtd_prepare(struct attach_domain *dom, struct attach_dev *dev,
+		       struct attach_target *target)
+{
+	struct vtd_host *vtd = dev->host->priv;
+	struct vtd_domain *priv = dom->priv;
+	struct iommu_hwpt_vtd_s1 s1 = {
+		.pgtbl_addr = dom->table.root,
+		.addr_width = dom->table.input_bits,
+	};
+	int ret;
+
+	if (!priv) {
+		priv = calloc(1, sizeof(*priv));
+		if (!priv)
+			return -ENOMEM;
+		ret = attach_hwpt_alloc(dev, vtd->parent_id, 0,
+					IOMMU_HWPT_DATA_VTD_S1, &s1, sizeof(s1),
+					&priv->hwpt_id);
+		if (ret) {
+			free(priv);
+			return ret;
+		}
+		dom->priv = priv;
+	}
+	*target = (struct attach_target){ .object_id = priv->hwpt_id };
+	return 0;
+}
+
+static int vtd_commit(struct attach_domain *dom, struct attach_dev *dev)
+{
+	struct vtd_domain *priv = dom->priv;
+
+	return attach_vfio(dev, priv->hwpt_id);
+}
+
+static int vtd_remove(struct attach_domain *dom, struct attach_dev *dev)
+{
+	return attach_vfio_detach(dev);
+}
+
+static void vtd_release(struct attach_domain *dom)
+{
+	struct vtd_domain *priv = dom->priv;
+
+	if (!priv)
+		return;
+	attach_destroy(dom->host, priv->hwpt_id);
+	free(priv);
+	dom->priv = NULL;
+}
+
+static void vtd_inval(const struct attach_target *target, void *entry,
+		      __u64 start, __u64 last, bool leaf)
+{
+	struct iommu_hwpt_vtd_s1_invalidate *inv = entry;
+	bool all = !start && last == ~0ULL;
+
+	*inv = (struct iommu_hwpt_vtd_s1_invalidate){
+		.addr = start,
+		.npages = all ? ~0ULL : ((last - start) >> 12) + 1,
+		.flags = leaf ? IOMMU_VTD_INV_FLAGS_LEAF : 0,
+	};
+}
+
+/*
+ * DMAR: [DMA Write NO_PASID] Request device [0000:00:03.0] fault addr 0x1000
+ * [fault reason 0x71] ...
+ */
+static bool vtd_fault(const char *line, struct attach_fault *fault)
+{
+	unsigned int seg, bus, slot, fn;
+	unsigned long long addr;
+	const char *p;
+
+	if (!strstr(line, "DMAR: ["))
+		return false;
+	p = strstr(line, "Request device [");
+	if (!p || sscanf(p, "Request device [%x:%x:%x.%x] fault addr %llx",
+			 &seg, &bus, &slot, &fn, &addr) != 5)
+		return false;
+	snprintf(fault->dev, sizeof(fault->dev), "%04x:%02x:%02x.%u",
+		 seg & 0xffff, bus & 0xff, slot & 0xff, fn & 7);
+	fault->iova = addr;
+	fault->write = strstr(line, "[DMA Write");
+	return true;
+}
+
+const struct attach_ops attach_ops_vtd = {
+	.hw_info_type = IOMMU_HW_INFO_TYPE_INTEL_VTD,
+	.inval_type = IOMMU_HWPT_INVALIDATE_DATA_VTD_S1,
+	.inval_len = sizeof(struct iommu_hwpt_vtd_s1_invalidate),
+	.probe = vtd_probe,
+	.add = vtd_add,
+	.del = vtd_del,
+	.prepare = vtd_prepare,
+	.commit = vtd_commit,
+	.remove = vtd_remove,
+	.release = vtd_release,
+	.inval = vtd_inval,
+	.fault = vtd_fault,
+};

@@ -1,0 +1,783 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A tiny VMM: guest RAM, iommufd, assigned devices that do DMA, domains
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <linux/iommufd.h>
+#include <linux/pci_regs.h>
+#include <linux/vfio.h>
+
+#include "vmm.h"
+
+#define SYSFS_PCI		"/sys/bus/pci/devices"
+#define HUGE_SIZE		(2UL << 20)
+
+/* The edu device, see docs/specs/edu.rst of QEMU. */
+#define EDU_VENDOR		0x1234
+#define EDU_DEVICE		0x11e8
+#define EDU_ID			0x00
+#define EDU_ID_MASK		0xffff
+#define EDU_ID_VAL		0x00ed
+#define EDU_DMA_SRC		0x80
+#define EDU_DMA_DST		0x88
+#define EDU_DMA_LEN		0x90
+#define EDU_DMA_CMD		0x98
+#define EDU_DMA_RUN		BIT(0)
+#define EDU_DMA_TO_MEM		BIT(1)
+#define EDU_BUF			0x40000
+#define EDU_BUF_SIZE		4096
+#define EDU_BAR_SIZE		4096
+
+/* A transfer takes 100 ms of the machine's time. */
+#define DMA_TIME_MS		100
+#define DMA_TIMEOUT_MS		30000
+#define FAULT_TIMEOUT_MS	1000
+#define BIND_TIMEOUT_MS		2000
+/* The kernel prints only so many faults in five seconds. */
+#define FAULT_RATELIMIT_MS	5500
+
+/* Where vmm_probe_read() lets the device keep what it read. */
+#define BUF_READ		2048
+
+static int vmm_fail(struct vmm *vmm, int err, const char *cause,
+		    const char *remedy)
+{
+	snprintf(vmm->why, sizeof(vmm->why), "%s (%s); %s", cause,
+		 strerror(-err), remedy);
+	return err;
+}
+
+static long long now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
+}
+
+static void sleep_ms(unsigned int ms)
+{
+	struct timespec ts = { ms / 1000, (ms % 1000) * 1000000L };
+
+	nanosleep(&ts, NULL);
+}
+
+/*
+ * Huge pages, so that the second stage has large leaves as well: else no IOTLB
+ * entry of the nested translation is larger than 4 KiB.
+ */
+static int mem_init(struct vmm *vmm)
+{
+	const int prot = PROT_READ | PROT_WRITE;
+	size_t size = VMM_MEM_SIZE;
+	char *va, *start;
+
+	vmm->huge = true;
+	va = mmap(NULL, size, prot,
+		  MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	if (va == MAP_FAILED) {
+		vmm->huge = false;
+		va = mmap(NULL, size + HUGE_SIZE, prot,
+			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		if (va == MAP_FAILED)
+			return -errno;
+		start = (char *)(((uintptr_t)va + HUGE_SIZE - 1) &
+				 ~(HUGE_SIZE - 1));
+		if (start != va)
+			munmap(va, start - va);
+		munmap(start + size, HUGE_SIZE - (start - va));
+		va = start;
+		madvise(va, size, MADV_HUGEPAGE);
+	}
+	vmm->mem = (struct guest_mem){
+		.va = va,
+		.gpa = VMM_GPA,
+		.size = size,
+	};
+	return 0;
+}
+
+static int ioas_init(struct vmm *vmm)
+{
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	struct iommu_ioas_map map = {
+		.size = sizeof(map),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE,
+		.user_va = (uintptr_t)vmm->mem.va,
+		.length = vmm->mem.size,
+		.iova = vmm->mem.gpa,
+	};
+
+	if (ioctl(vmm->iommufd, IOMMU_IOAS_ALLOC, &alloc))
+		return -errno;
+	map.ioas_id = alloc.out_ioas_id;
+	if (ioctl(vmm->iommufd, IOMMU_IOAS_MAP, &map))
+		return -errno;
+	vmm->host = (struct attach_host){
+		.iommufd = vmm->iommufd,
+		.ioas_id = alloc.out_ioas_id,
+	};
+	return 0;
+}
+
+static unsigned long sysfs_hex(const char *dev, const char *attr)
+{
+	char path[300], buf[32] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), SYSFS_PCI "/%s/%s", dev, attr);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return 0;
+	if (read(fd, buf, sizeof(buf) - 1) < 0)
+		buf[0] = 0;
+	close(fd);
+	return strtoul(buf, NULL, 16);
+}
+
+/* The VFIO character device of a PCI device: vfioN. */
+static int vfio_cdev(const char *dev, char *path, size_t len)
+{
+	char dir[300];
+	struct dirent *ent;
+	int ret = -ENODEV;
+	DIR *d;
+
+	snprintf(dir, sizeof(dir), SYSFS_PCI "/%s/vfio-dev", dev);
+	d = opendir(dir);
+	if (!d)
+		return -ENODEV;
+	while (ret && (ent = readdir(d))) {
+		if (strncmp(ent->d_name, "vfio", 4))
+			continue;
+		snprintf(path, len, "/dev/vfio/devices/%.16s", ent->d_name);
+		ret = 0;
+	}
+	closedir(d);
+	return ret;
+}
+
+static int dev_region(struct vmm_dev *dev, unsigned int index, __u64 *offset)
+{
+	struct vfio_region_info info = {
+		.argsz = sizeof(info),
+		.index = index,
+	};
+
+	if (ioctl(dev->fd, VFIO_DEVICE_GET_REGION_INFO, &info))
+		return -errno;
+	*offset = info.offset;
+	return 0;
+}
+
+static int dev_enable(struct vmm_dev *dev)
+{
+	__u64 config = 0, bar = 0;
+	__u16 cmd;
+	__u32 id;
+	int ret;
+
+	ret = dev_region(dev, VFIO_PCI_CONFIG_REGION_INDEX, &config);
+	if (!ret)
+		ret = dev_region(dev, VFIO_PCI_BAR0_REGION_INDEX, &bar);
+	if (ret)
+		return ret;
+	if (pread(dev->fd, &cmd, sizeof(cmd), config + PCI_COMMAND) !=
+	    sizeof(cmd))
+		return -EIO;
+	cmd |= PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
+	if (pwrite(dev->fd, &cmd, sizeof(cmd), config + PCI_COMMAND) !=
+	    sizeof(cmd))
+		return -EIO;
+	dev->bar = mmap(NULL, EDU_BAR_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
+			dev->fd, bar);
+	if (dev->bar == MAP_FAILED)
+		return -errno;
+	id = __atomic_load_n((__u32 *)(dev->bar + EDU_ID), __ATOMIC_RELAXED);
+	if ((id & EDU_ID_MASK) != EDU_ID_VAL)
+		return -ENXIO;
+	return 0;
+}
+
+/* The requester ID that a guest would see: the device's own. */
+static __u64 dev_virt_id(const char *name)
+{
+	unsigned int seg, bus, slot, fn;
+
+	if (sscanf(name, "%x:%x:%x.%x", &seg, &bus, &slot, &fn) != 4)
+		return 0;
+	return bus << 8 | slot << 3 | fn;
+}
+
+/* The device is in use until a program that was killed before has gone. */
+static int dev_bind(struct vmm_dev *dev, struct vfio_device_bind_iommufd *bind)
+{
+	long long end = now_ms() + BIND_TIMEOUT_MS;
+
+	while (ioctl(dev->fd, VFIO_DEVICE_BIND_IOMMUFD, bind)) {
+		if ((errno != EINVAL && errno != EBUSY) || now_ms() > end)
+			return -errno;
+		sleep_ms(20);
+	}
+	return 0;
+}
+
+static int dev_open(struct vmm *vmm, const char *name)
+{
+	struct vmm_dev *dev = &vmm->dev[vmm->nr_devs];
+	struct vfio_device_bind_iommufd bind = {
+		.argsz = sizeof(bind),
+		.iommufd = vmm->iommufd,
+	};
+	char path[64], cause[128], remedy[300];
+	int ret;
+
+	*dev = (struct vmm_dev){ .vmm = vmm, .fd = -1, .bar = MAP_FAILED };
+	snprintf(dev->name, sizeof(dev->name), "%.15s", name);
+	ret = vfio_cdev(name, path, sizeof(path));
+	if (ret) {
+		snprintf(cause, sizeof(cause), "%s has no VFIO character device",
+			 dev->name);
+		snprintf(remedy, sizeof(remedy),
+			 "enable CONFIG_VFIO_DEVICE_CDEV, and echo vfio-pci > %s/%s/driver_override; echo %s > /sys/bus/pci/drivers_probe",
+			 SYSFS_PCI, dev->name, dev->name);
+		return vmm_fail(vmm, ret, cause, remedy);
+	}
+	dev->fd = open(path, O_RDWR);
+	if (dev->fd < 0) {
+		ret = -errno;
+		snprintf(cause, sizeof(cause), "cannot open %s", path);
+		return vmm_fail(vmm, ret, cause,
+				"run as root, and let nothing else use the device");
+	}
+	vmm->nr_devs++;
+	ret = dev_bind(dev, &bind);
+	if (ret) {
+		snprintf(cause, sizeof(cause),
+			 "VFIO_DEVICE_BIND_IOMMUFD fails on %s", dev->name);
+		return vmm_fail(vmm, ret, cause,
+				"nothing else may use it, and its IOMMU must remap interrupts");
+	}
+	ret = dev_enable(dev);
+	if (ret) {
+		snprintf(cause, sizeof(cause), "cannot use the registers of %s",
+			 dev->name);
+		return vmm_fail(vmm, ret, cause, "it must be an edu device");
+	}
+	dev->at = (struct attach_dev){
+		.host = &vmm->host,
+		.vfio_fd = dev->fd,
+		.dev_id = bind.out_devid,
+		.virt_id = dev_virt_id(name),
+	};
+	ret = attach_dev_init(&dev->at, vmm->why, sizeof(vmm->why));
+	if (ret)
+		dev->at.ops = NULL;
+	return ret;
+}
+
+static int devs_init(struct vmm *vmm, unsigned int min_devs)
+{
+	struct dirent **names;
+	char cause[64];
+	int i, nr, ret = 0;
+
+	nr = scandir(SYSFS_PCI, &names, NULL, alphasort);
+	for (i = 0; i < nr; i++) {
+		if (!ret && vmm->nr_devs < VMM_DEVS_MAX &&
+		    sysfs_hex(names[i]->d_name, "vendor") == EDU_VENDOR &&
+		    sysfs_hex(names[i]->d_name, "device") == EDU_DEVICE)
+			ret = dev_open(vmm, names[i]->d_name);
+		free(names[i]);
+	}
+	if (nr >= 0)
+		free(names);
+	if (ret)
+		return ret;
+	if (vmm->nr_devs < min_devs) {
+		snprintf(cause, sizeof(cause), "%u edu devices found, %u needed",
+			 vmm->nr_devs, min_devs);
+		return vmm_fail(vmm, -ENODEV, cause,
+				"give QEMU -device edu,dma_mask=0xffffffffffffffff for each");
+	}
+	return 0;
+}
+
+int vmm_init(struct vmm *vmm, unsigned int min_devs)
+{
+	int ret;
+
+	*vmm = (struct vmm){ .iommufd = -1, .kmsg = -1 };
+
+	vmm->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (vmm->iommufd < 0)
+		return vmm_fail(vmm, -errno, "cannot open /dev/iommu",
+				"run as root on a kernel with CONFIG_IOMMUFD");
+	vmm->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (vmm->kmsg < 0) {
+		ret = vmm_fail(vmm, -errno, "cannot read /dev/kmsg",
+			       "run as root on a kernel with CONFIG_PRINTK");
+		goto err;
+	}
+	lseek(vmm->kmsg, 0, SEEK_END);
+	ret = mem_init(vmm);
+	if (!ret)
+		ret = ioas_init(vmm);
+	if (ret) {
+		vmm_fail(vmm, ret, "cannot map guest RAM in an IOAS",
+			 "it takes 16 MiB, and an address space without a hole at 4 GiB");
+		goto err;
+	}
+	ret = devs_init(vmm, min_devs);
+	if (ret)
+		goto err;
+
+	vmm->fmt = pt_fmt_find(vmm->dev[0].at.caps.format);
+	if (!vmm->fmt) {
+		ret = vmm_fail(vmm, -EOPNOTSUPP, "no writer for the table format",
+			       "add one to lib/pt.c");
+		goto err;
+	}
+	return 0;
+err:
+	vmm_exit(vmm);
+	return ret;
+}
+
+void vmm_dev_close(struct vmm_dev *dev)
+{
+	if (dev->dom)
+		dev->dom->nr_devs--;
+	dev->dom = NULL;
+	if (dev->bar != MAP_FAILED)
+		munmap(dev->bar, EDU_BAR_SIZE);
+	dev->bar = MAP_FAILED;
+	if (dev->fd >= 0)
+		close(dev->fd);
+	dev->fd = -1;
+}
+
+void vmm_exit(struct vmm *vmm)
+{
+	unsigned int i;
+
+	for (i = 0; i < vmm->nr_devs; i++) {
+		if (vmm->dev[i].at.ops)
+			attach_dev_exit(&vmm->dev[i].at);
+		vmm_dev_close(&vmm->dev[i]);
+	}
+	vmm->nr_devs = 0;
+	if (vmm->iommufd >= 0)
+		close(vmm->iommufd);
+	vmm->iommufd = -1;
+	if (vmm->kmsg >= 0)
+		close(vmm->kmsg);
+	vmm->kmsg = -1;
+	if (vmm->mem.va)
+		munmap(vmm->mem.va, vmm->mem.size);
+	vmm->mem.va = NULL;
+}
+
+int vmm_vhost_init(struct vmm *vmm, struct vhost_iommu *vhost, struct vq *vq,
+		   unsigned int nr, unsigned int queue_size)
+{
+	unsigned int i;
+	int ret;
+
+	ret = vhost_iommu_init(vhost, &vmm->mem, VHOST_IOMMU_FEATURES);
+	if (ret)
+		return vmm_fail(vmm, ret, "cannot open " VHOST_IOMMU_DEV,
+				"load the vhost_iommu module, or boot a kernel that has CONFIG_VHOST_IOMMU");
+	vmm->vhost = vhost;
+	for (i = 0; i < nr && !ret; i++) {
+		ret = vq_init(&vq[i], &vmm->mem, queue_size);
+		if (!ret)
+			ret = vhost_iommu_set_vq(vhost, i, &vq[i]);
+	}
+	if (!ret)
+		ret = vhost_iommu_set_iommufd(vhost, vmm->iommufd);
+	if (!ret)
+		ret = vhost_iommu_set_running(vhost, 1);
+	return ret ? vmm_fail(vmm, ret, "cannot set up " VHOST_IOMMU_DEV,
+			      "program and kernel must be of one version") : 0;
+}
+
+int vmm_domain_init(struct vmm_domain *dom, struct vmm *vmm, __u32 id)
+{
+	struct attach_table table = {
+		.format = vmm->fmt->format,
+		.granule = vmm->fmt->granule,
+		.input_bits = vmm->fmt->input_bits,
+	};
+	size_t granule = 1UL << vmm->fmt->granule;
+
+	*dom = (struct vmm_domain){ .vmm = vmm, .id = id };
+	pt_init(&dom->pt, vmm->fmt, &vmm->mem);
+	dom->scratch = guest_mem_alloc(&vmm->mem, granule, granule);
+	table.root = pt_root_gpa(&dom->pt);
+	attach_domain_init(&dom->at, &vmm->host, &table);
+	return pt_map(&dom->pt, VMM_SCRATCH_IOVA,
+		      guest_mem_gpa(&vmm->mem, dom->scratch), vmm->fmt->granule,
+		      PT_RW);
+}
+
+void vmm_domain_exit(struct vmm_domain *dom)
+{
+	attach_release(&dom->at);
+	dom->nr_targets = 0;
+}
+
+int vmm_prepare(struct vmm_domain *dom, struct vmm_dev *dev)
+{
+	struct attach_target target;
+	unsigned int i;
+	int ret;
+
+	ret = attach_prepare(&dom->at, &dev->at, &target);
+	if (ret)
+		return ret;
+	for (i = 0; i < dom->nr_targets; i++)
+		if (dom->target[i].object_id == target.object_id &&
+		    dom->target[i].tag == target.tag)
+			return 0;
+	if (dom->nr_targets == VMM_TARGETS_MAX)
+		return -ENOSPC;
+	dom->target[dom->nr_targets++] = target;
+	return 0;
+}
+
+int vmm_bind(struct vmm_domain *dom)
+{
+	int ret;
+
+	for (; dom->vmm->vhost && dom->nr_bound < dom->nr_targets;
+	     dom->nr_bound++) {
+		struct attach_target *target = &dom->target[dom->nr_bound];
+
+		ret = vhost_iommu_bind(dom->vmm->vhost, dom->id,
+				       target->object_id, target->tag,
+				       dom->pt.fmt->granule);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+int vmm_unbind(struct vmm_domain *dom)
+{
+	int ret;
+
+	for (; dom->nr_bound; dom->nr_bound--) {
+		struct attach_target *target = &dom->target[dom->nr_bound - 1];
+
+		ret = vhost_iommu_unbind(dom->vmm->vhost, dom->id,
+					 target->object_id, target->tag);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+int vmm_commit(struct vmm_domain *dom, struct vmm_dev *dev)
+{
+	int ret;
+
+	ret = attach_commit(&dom->at, &dev->at);
+	if (ret)
+		return ret;
+	dev->dom = dom;
+	dom->nr_devs++;
+	return 0;
+}
+
+int vmm_attach(struct vmm_domain *dom, struct vmm_dev *dev)
+{
+	int ret;
+
+	ret = vmm_prepare(dom, dev);
+	if (!ret)
+		ret = vmm_bind(dom);
+	if (!ret)
+		ret = vmm_commit(dom, dev);
+	return ret;
+}
+
+int vmm_detach(struct vmm_dev *dev)
+{
+	struct vmm_domain *dom = dev->dom;
+	int ret;
+
+	if (!dom)
+		return 0;
+	ret = attach_remove(&dom->at, &dev->at);
+	if (ret)
+		return ret;
+	dev->dom = NULL;
+	return --dom->nr_devs ? 0 : vmm_unbind(dom);
+}
+
+static __u64 edu_read(struct vmm_dev *dev, unsigned int reg)
+{
+	return __atomic_load_n((__u64 *)(dev->bar + reg), __ATOMIC_RELAXED);
+}
+
+static void edu_write(struct vmm_dev *dev, unsigned int reg, __u64 val)
+{
+	__atomic_store_n((__u64 *)(dev->bar + reg), val, __ATOMIC_RELAXED);
+}
+
+static int edu_dma(struct vmm_dev *dev, __u64 src, __u64 dst, size_t len,
+		   __u64 dir)
+{
+	long long end = now_ms() + DMA_TIMEOUT_MS;
+
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	edu_write(dev, EDU_DMA_SRC, src);
+	edu_write(dev, EDU_DMA_DST, dst);
+	edu_write(dev, EDU_DMA_LEN, len);
+	edu_write(dev, EDU_DMA_CMD, EDU_DMA_RUN | dir);
+	sleep_ms(DMA_TIME_MS);
+	while (edu_read(dev, EDU_DMA_CMD) & EDU_DMA_RUN) {
+		if (now_ms() > end)
+			return -ETIMEDOUT;
+		sleep_ms(2);
+	}
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return 0;
+}
+
+int vmm_dma_load(struct vmm_dev *dev, __u64 iova, unsigned int buf, size_t len)
+{
+	if (buf + len > EDU_BUF_SIZE)
+		return -EINVAL;
+	return edu_dma(dev, iova, EDU_BUF + buf, len, 0);
+}
+
+int vmm_dma_store(struct vmm_dev *dev, unsigned int buf, __u64 iova, size_t len)
+{
+	if (buf + len > EDU_BUF_SIZE)
+		return -EINVAL;
+	return edu_dma(dev, EDU_BUF + buf, iova, len, EDU_DMA_TO_MEM);
+}
+
+int vmm_page_init(struct vmm_page *page, struct vmm_domain *dom, __u64 iova,
+		  unsigned int shift)
+{
+	struct guest_mem *mem = &dom->vmm->mem;
+	size_t size = 1UL << shift;
+
+	*page = (struct vmm_page){
+		.dom = dom,
+		.iova = iova,
+		.shift = shift,
+		.old = guest_mem_alloc(mem, size, size),
+		.new = guest_mem_alloc(mem, size, size),
+	};
+	return pt_map(&dom->pt, iova, guest_mem_gpa(mem, page->old), shift,
+		      PT_RW);
+}
+
+int vmm_page_move(struct vmm_page *page)
+{
+	return pt_map(&page->dom->pt, page->iova,
+		      guest_mem_gpa(&page->dom->vmm->mem, page->new),
+		      page->shift, PT_RW);
+}
+
+const char *vmm_hit_name(enum vmm_hit hit)
+{
+	static const char *const names[] = {
+		[VMM_OLD] = "OLD",
+		[VMM_NEW] = "NEW",
+		[VMM_FAULT] = "FAULT",
+		[VMM_NOWHERE] = "nowhere",
+		[VMM_MIXED] = "mixed",
+	};
+
+	return names[hit];
+}
+
+/* What probes store; no byte of it is 0. */
+static void probe_pattern(unsigned char *buf, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < len; i++)
+		buf[i] = 1 + (i * 7 + i / 64) % 255;
+}
+
+/* Brings the pattern into the device, through the scratch page. */
+static int probe_load(struct vmm_dev *dev)
+{
+	int ret;
+
+	if (dev->loaded)
+		return 0;
+	probe_pattern(dev->dom->scratch, 2 * VMM_PROBE_LEN);
+	ret = vmm_dma_load(dev, VMM_SCRATCH_IOVA, 0, 2 * VMM_PROBE_LEN);
+	dev->loaded = !ret;
+	return ret;
+}
+
+static enum vmm_hit probe_result(const char *old, const char *new,
+				 unsigned int buf)
+{
+	unsigned char pattern[2 * VMM_PROBE_LEN], none[VMM_PROBE_LEN] = {};
+	size_t len = VMM_PROBE_LEN;
+
+	probe_pattern(pattern, sizeof(pattern));
+	if (!memcmp(old, pattern + buf, len))
+		return memcmp(new, none, len) ? VMM_MIXED : VMM_OLD;
+	if (memcmp(old, none, len))
+		return VMM_MIXED;
+	if (!memcmp(new, pattern + buf, len))
+		return VMM_NEW;
+	return memcmp(new, none, len) ? VMM_MIXED : VMM_NOWHERE;
+}
+
+/* One record of the kernel log; 0 when there is none. */
+static ssize_t kmsg_read(struct vmm *vmm, char *buf, size_t len)
+{
+	ssize_t n;
+
+	do {
+		n = read(vmm->kmsg, buf, len - 1);
+	} while (n < 0 && (errno == EPIPE || errno == EINTR));
+	if (n <= 0)
+		return 0;
+	buf[n] = 0;
+	return n;
+}
+
+static void fault_arm(struct vmm *vmm)
+{
+	lseek(vmm->kmsg, 0, SEEK_END);
+}
+
+/* A fault of this device at this page that was reported since fault_arm(). */
+static bool fault_seen(struct vmm_dev *dev, __u64 iova, bool write)
+{
+	const __u64 mask = BIT_ULL(dev->vmm->fmt->granule) - 1;
+	long long end = now_ms() + FAULT_TIMEOUT_MS;
+	struct pollfd pfd = { .fd = dev->vmm->kmsg, .events = POLLIN };
+	struct attach_fault fault;
+	char line[2048];
+
+	for (;;) {
+		while (kmsg_read(dev->vmm, line, sizeof(line)))
+			if (dev->at.ops->fault(line, &fault) &&
+			    !strcmp(fault.dev, dev->name) &&
+			    !((fault.iova ^ iova) & ~mask) &&
+			    fault.write == write)
+				return true;
+		if (now_ms() >= end)
+			return false;
+		poll(&pfd, 1, 20);
+	}
+}
+
+static enum vmm_hit probe_once(struct vmm_dev *dev, const struct vmm_page *page,
+			       size_t off)
+{
+	char *old = page->old + off, *new = page->new + off;
+	enum vmm_hit hit;
+
+	memset(old, 0, VMM_PROBE_LEN);
+	memset(new, 0, VMM_PROBE_LEN);
+	fault_arm(dev->vmm);
+	if (vmm_dma_store(dev, 0, page->iova + off, VMM_PROBE_LEN))
+		return VMM_NOWHERE;
+	hit = probe_result(old, new, 0);
+	if (hit == VMM_NOWHERE && fault_seen(dev, page->iova + off, true))
+		hit = VMM_FAULT;
+	return hit;
+}
+
+enum vmm_hit vmm_probe(struct vmm_dev *dev, const struct vmm_page *page,
+		       size_t off)
+{
+	enum vmm_hit hit;
+
+	if (probe_load(dev))
+		return VMM_NOWHERE;
+	hit = probe_once(dev, page, off);
+	if (hit != VMM_NOWHERE)
+		return hit;
+	sleep_ms(FAULT_RATELIMIT_MS);
+	return probe_once(dev, page, off);
+}
+
+enum vmm_hit vmm_probe_read(struct vmm_dev *dev, const struct vmm_page *page,
+			    size_t off)
+{
+	char *got = (char *)dev->dom->scratch + BUF_READ;
+	size_t len = VMM_PROBE_LEN;
+
+	memset(page->old + off, 'O', len);
+	memset(page->new + off, 'N', len);
+	memset(got, '-', len);
+	fault_arm(dev->vmm);
+	/* Whatever an earlier read left in the device. */
+	if (vmm_dma_load(dev, VMM_SCRATCH_IOVA + BUF_READ, BUF_READ, len) ||
+	    vmm_dma_load(dev, page->iova + off, BUF_READ, len))
+		return VMM_NOWHERE;
+	memset(got, '?', len);
+	if (vmm_dma_store(dev, BUF_READ, VMM_SCRATCH_IOVA + BUF_READ, len))
+		return VMM_NOWHERE;
+	if (!memcmp(got, page->old + off, len))
+		return VMM_OLD;
+	if (!memcmp(got, page->new + off, len))
+		return VMM_NEW;
+	return fault_seen(dev, page->iova + off, false) ? VMM_FAULT :
+							  VMM_NOWHERE;
+}
+
+void vmm_probe_pair(struct vmm_dev *dev, const struct vmm_page *a,
+		    const struct vmm_page *b, enum vmm_hit hit[2])
+{
+	const size_t off = (1UL << a->shift) - VMM_PROBE_LEN;
+
+	hit[0] = VMM_NOWHERE;
+	hit[1] = VMM_NOWHERE;
+	if (probe_load(dev))
+		return;
+	memset(a->old + off, 0, VMM_PROBE_LEN);
+	memset(a->new + off, 0, VMM_PROBE_LEN);
+	memset(b->old, 0, VMM_PROBE_LEN);
+	memset(b->new, 0, VMM_PROBE_LEN);
+	if (vmm_dma_store(dev, 0, a->iova + off, 2 * VMM_PROBE_LEN))
+		return;
+	hit[0] = probe_result(a->old + off, a->new + off, 0);
+	hit[1] = probe_result(b->old, b->new, VMM_PROBE_LEN);
+}
+
+int vmm_invalidate(struct vmm *vmm, __u32 object_id, __u32 type, void *entries,
+		   size_t len, __u32 *nr)
+{
+	struct iommu_hwpt_invalidate cmd = {
+		.size = sizeof(cmd),
+		.hwpt_id = object_id,
+		.data_uptr = (uintptr_t)entries,
+		.data_type = type,
+		.entry_len = len,
+		.entry_num = *nr,
+	};
+	int ret;
+
+	ret = ioctl(vmm->iommufd, IOMMU_HWPT_INVALIDATE, &cmd) ? -errno : 0;
+	*nr = cmd.entry_num;
+	return ret;
+}

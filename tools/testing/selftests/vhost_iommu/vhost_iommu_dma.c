@@ -1,0 +1,884 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * vhost-iommu on an IOMMU that nests, seen by devices that do DMA
+ *
+ * Every test has the same three steps. A device writes through a stage-1 entry:
+ * the write arrives in the OLD page. The entry is changed: writes still arrive in
+ * the OLD page, which shows that the IOMMU has cached it. The change is
+ * invalidated: now they arrive in the NEW page. Needs two "edu" devices bound to
+ * vfio-pci. Nothing in this file depends on the IOMMU's vendor.
+ */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+#include <linux/iommufd.h>
+#include <linux/iommufd_inval.h>
+#include <linux/virtio_iommu.h>
+#include <linux/virtio_iommu_stage1.h>
+
+#include "../kselftest_harness.h"
+#include "lib/util.h"
+#include "lib/vhost_iommu.h"
+#include "lib/vmm.h"
+
+#define NR_DEVS		2
+#define NR_DOMAINS	2
+#define NR_QUEUES	3
+#define QUEUE_SIZE	64
+/* Domain IDs that nothing but these tests would use. */
+#define DOMAIN_ID(n)	(0x1234 + (n))
+#define UNBOUND_ID	0xfffffff0U
+
+/* Each region has lowest tables of its own. */
+#define REGION(n)	(0x2000000000ULL + (n) * 0x100000000ULL)
+
+#define BATCH		64
+#define LEAF		VIRTIO_IOMMU_INV_F_LEAF
+
+/* Transfers take 100 ms each. */
+#define SLOW		120
+
+#define ASSERT_OK(expr)	ASSERT_EQ(0, expr)
+#define ASSERT_HIT(hit, dev, page, off)					\
+	ASSERT_STREQ(vmm_hit_name(hit), vmm_hit_name(vmm_probe(dev, page, off)))
+
+FIXTURE(dma) {
+	struct vmm vmm;
+	struct vhost_iommu vhost;
+	struct vq vq[NR_QUEUES];
+	struct vmm_domain dom[NR_DOMAINS];
+	struct vmm_dev *dev;
+	unsigned int shift;
+	unsigned int big;
+	__u64 size;
+	__u64 span;
+};
+
+FIXTURE_VARIANT(dma) {
+	unsigned int format;
+};
+
+FIXTURE_VARIANT_ADD(dma, x86_64) {
+	.format = PT_FORMAT_X86_64,
+};
+
+/* Device n in domain n. */
+FIXTURE_SETUP(dma)
+{
+	unsigned int i;
+	int ret;
+
+	ret = vmm_init(&self->vmm, NR_DEVS);
+	if (ret == -ENOENT || ret == -ENODEV || ret == -EOPNOTSUPP)
+		SKIP(return, "%s", self->vmm.why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", self->vmm.why);
+	if (self->vmm.fmt->format != variant->format)
+		SKIP(return, "the devices take %s", self->vmm.fmt->name);
+	ret = vmm_vhost_init(&self->vmm, &self->vhost, self->vq, NR_QUEUES,
+			     QUEUE_SIZE);
+	if (ret == -ENOENT)
+		SKIP(return, "%s", self->vmm.why);
+	ASSERT_EQ(0, ret)
+		TH_LOG("%s", self->vmm.why);
+	self->dev = self->vmm.dev;
+	self->shift = self->vmm.fmt->granule;
+	self->size = 1ULL << self->shift;
+	self->big = self->shift + self->shift - 3;
+	self->span = 1ULL << self->big;
+
+	for (i = 0; i < NR_DOMAINS; i++) {
+		ASSERT_OK(vmm_domain_init(&self->dom[i], &self->vmm,
+					  DOMAIN_ID(i)));
+		ASSERT_OK(vmm_attach(&self->dom[i], &self->dev[i]));
+	}
+}
+
+FIXTURE_TEARDOWN(dma)
+{
+	unsigned int i;
+
+	for (i = 0; i < self->vmm.nr_devs; i++)
+		if (self->dev && self->dev[i].fd >= 0)
+			EXPECT_EQ(0, vmm_detach(&self->dev[i]));
+	for (i = 0; self->vmm.vhost && i < NR_DOMAINS; i++) {
+		EXPECT_EQ(0, vmm_unbind(&self->dom[i]));
+		vmm_domain_exit(&self->dom[i]);
+	}
+	if (self->vmm.vhost)
+		vhost_iommu_close(&self->vhost);
+	vmm_exit(&self->vmm);
+}
+
+static int flush_range(struct vq *vq, const struct vmm_domain *dom,
+		       __u64 start, __u64 size, unsigned int leaf_shift,
+		       unsigned int flags)
+{
+	struct inv_req req;
+
+	inv_req_init(&req, vq->mem, 1);
+	inv_req_range(&req, dom->id, start, start + size - 1, leaf_shift,
+		      flags);
+	return inv_req_submit(&req, vq);
+}
+
+/* The leaf of a page. */
+static int flush_leaf(struct vq *vq, const struct vmm_page *page)
+{
+	return flush_range(vq, page->dom, page->iova, BIT_ULL(page->shift),
+			   page->shift, LEAF);
+}
+
+static int flush_domain(struct vq *vq, const struct vmm_domain *dom)
+{
+	struct inv_req req;
+
+	inv_req_init(&req, vq->mem, 1);
+	inv_req_domain(&req, dom->id);
+	return inv_req_submit(&req, vq);
+}
+
+TEST_F(dma, range)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(flush_range(self->vq, dom, page.iova, self->size, 0, 0));
+	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
+}
+
+TEST_F(dma, range_leaf)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
+}
+
+/* The device reads instead of writing. */
+TEST_F(dma, device_reads)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_EQ(VMM_OLD, vmm_probe_read(self->dev, &page, 0));
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_EQ(VMM_OLD, vmm_probe_read(self->dev, &page, 0));
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_EQ(VMM_NEW, vmm_probe_read(self->dev, &page, 0));
+	ASSERT_OK(pt_unmap(&dom->pt, page.iova, self->shift));
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_EQ(VMM_FAULT, vmm_probe_read(self->dev, &page, 0));
+}
+
+/* Ranges that are no power of two, not aligned, and cross a table: all of it. */
+TEST_F_TIMEOUT(dma, range_of_pages, SLOW)
+{
+	static const unsigned int nr[] = { 2, 3, 5, 8, 17 };
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page[17];
+	unsigned int i, k;
+
+	for (k = 0; k < ARRAY_SIZE(nr); k++) {
+		__u64 start = REGION(k) + self->span - self->size;
+
+		for (i = 0; i < nr[k]; i++) {
+			ASSERT_OK(vmm_page_init(&page[i], dom,
+						start + i * self->size,
+						self->shift));
+			ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+		}
+		for (i = 0; i < nr[k]; i++)
+			ASSERT_OK(vmm_page_move(&page[i]));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[0], 0);
+		ASSERT_HIT(VMM_OLD, self->dev, &page[nr[k] - 1], 0);
+		ASSERT_OK(flush_range(self->vq, dom, start,
+				      nr[k] * self->size, self->shift, LEAF));
+		for (i = 0; i < nr[k]; i++)
+			ASSERT_HIT(VMM_NEW, self->dev, &page[i], 0);
+	}
+}
+
+/* At every address, small pages and large ones. */
+TEST_F_TIMEOUT(dma, domain, SLOW)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	const __u64 top = self->vmm.fmt->iova_last + 1;
+	const __u64 iova[] = {
+		0x10000000, REGION(0), REGION(7), top / 2, top / 2 + self->span,
+		top - 2 * self->span, top - self->size,
+	};
+	struct vmm_page page[ARRAY_SIZE(iova) + 1];
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(iova); i++)
+		ASSERT_OK(vmm_page_init(&page[i], dom, iova[i], self->shift));
+	ASSERT_OK(vmm_page_init(&page[i], dom, REGION(3), self->big));
+	for (i = 0; i < ARRAY_SIZE(page); i++)
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+	for (i = 0; i < ARRAY_SIZE(page); i++) {
+		ASSERT_OK(vmm_page_move(&page[i]));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+	}
+	ASSERT_OK(flush_domain(self->vq, &self->dom[0]));
+	for (i = 0; i < ARRAY_SIZE(page); i++)
+		ASSERT_HIT(VMM_NEW, self->dev, &page[i], 0);
+}
+
+/* RANGE may name the whole 64-bit space, and any part beyond the table. */
+TEST_F(dma, range_whole_space)
+{
+	const __u64 iova[] = {
+		REGION(0), self->vmm.fmt->iova_last + 1 - self->size,
+	};
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page[ARRAY_SIZE(iova)];
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(iova); i++) {
+		ASSERT_OK(vmm_page_init(&page[i], dom, iova[i], self->shift));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+		ASSERT_OK(vmm_page_move(&page[i]));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+	}
+	/* size 0: up to the last address */
+	ASSERT_OK(flush_range(self->vq, dom, 0, 0, 0, 0));
+	for (i = 0; i < ARRAY_SIZE(iova); i++)
+		ASSERT_HIT(VMM_NEW, self->dev, &page[i], 0);
+
+	/* From the middle of the table's input range to the last address. */
+	for (i = 0; i < ARRAY_SIZE(iova); i++)
+		ASSERT_OK(pt_unmap(&dom->pt, iova[i], self->shift));
+	ASSERT_HIT(VMM_NEW, self->dev, &page[1], 0);
+	ASSERT_OK(flush_range(self->vq, dom, iova[1], -iova[1],
+			      self->shift, LEAF));
+	ASSERT_HIT(VMM_FAULT, self->dev, &page[1], 0);
+}
+
+TEST_F(dma, last_page)
+{
+	const __u64 iova = self->vmm.fmt->iova_last + 1 - self->size;
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_page_init(&page, dom, iova, self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, self->size - VMM_PROBE_LEN);
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, self->size - VMM_PROBE_LEN);
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_HIT(VMM_NEW, self->dev, &page, self->size - VMM_PROBE_LEN);
+}
+
+/* BATCH descriptors in one request. @gap: pages left out after each pair */
+static void check_batch(struct __test_metadata *_metadata, struct vmm_dev *dev,
+			struct vq *vq, unsigned int gap)
+{
+	struct vmm_domain *dom = dev->dom;
+	const unsigned int shift = dom->pt.fmt->granule;
+	const __u64 size = BIT_ULL(shift);
+	struct vmm_page page[BATCH];
+	enum vmm_hit hit[2];
+	struct inv_req req;
+	unsigned int i;
+
+	inv_req_init(&req, vq->mem, BATCH);
+	for (i = 0; i < BATCH; i++) {
+		__u64 index = i / 2 * (2 + gap) + i % 2;
+
+		ASSERT_OK(vmm_page_init(&page[i], dom,
+					REGION(0) + index * size, shift));
+	}
+	/* Last page first: the order of descriptors means nothing. */
+	for (i = BATCH; i--; )
+		inv_req_range(&req, dom->id, page[i].iova,
+			      page[i].iova + size - 1, shift, LEAF);
+	for (i = 0; i < BATCH; i += 2) {
+		vmm_probe_pair(dev, &page[i], &page[i + 1], hit);
+		ASSERT_EQ(VMM_OLD, hit[0]);
+		ASSERT_EQ(VMM_OLD, hit[1]);
+	}
+	for (i = 0; i < BATCH; i++)
+		ASSERT_OK(vmm_page_move(&page[i]));
+	vmm_probe_pair(dev, &page[0], &page[1], hit);
+	ASSERT_EQ(VMM_OLD, hit[0]);
+	vmm_probe_pair(dev, &page[BATCH - 2], &page[BATCH - 1], hit);
+	ASSERT_EQ(VMM_OLD, hit[1]);
+
+	ASSERT_EQ(VIRTIO_IOMMU_S_OK, inv_req_submit(&req, vq));
+	ASSERT_EQ(BATCH, inv_req_done(&req));
+	for (i = 0; i < BATCH; i += 2) {
+		vmm_probe_pair(dev, &page[i], &page[i + 1], hit);
+		EXPECT_EQ(VMM_NEW, hit[0])
+			TH_LOG("page %u", i);
+		EXPECT_EQ(VMM_NEW, hit[1])
+			TH_LOG("page %u", i + 1);
+	}
+}
+
+TEST_F_TIMEOUT(dma, batch_adjacent, SLOW)
+{
+	check_batch(_metadata, self->dev, self->vq, 0);
+}
+
+TEST_F_TIMEOUT(dma, batch_scattered, SLOW)
+{
+	check_batch(_metadata, self->dev, self->vq, 3);
+}
+
+/* More ranges than are flushed one by one. */
+TEST_F_TIMEOUT(dma, batch_largest, SLOW)
+{
+	const unsigned int nr = VHOST_IOMMU_INV_DESCS_MAX;
+	static const unsigned int look[] = { 0, 1, 63, 64, 65, 128, 254, 255 };
+	struct vmm_page page[VHOST_IOMMU_INV_DESCS_MAX];
+	struct vmm_domain *dom = &self->dom[0];
+	struct inv_req req;
+	unsigned int i;
+
+	inv_req_init(&req, &self->vmm.mem, nr);
+	for (i = 0; i < nr; i++) {
+		__u64 iova = REGION(0) + 3 * i * self->size;
+
+		ASSERT_OK(vmm_page_init(&page[i], dom, iova, self->shift));
+		inv_req_range(&req, dom->id, iova, iova + self->size - 1,
+			      self->shift, LEAF);
+	}
+	for (i = 0; i < ARRAY_SIZE(look); i++)
+		ASSERT_HIT(VMM_OLD, self->dev, &page[look[i]], 0);
+	for (i = 0; i < nr; i++)
+		ASSERT_OK(vmm_page_move(&page[i]));
+	for (i = 0; i < ARRAY_SIZE(look); i++)
+		ASSERT_HIT(VMM_OLD, self->dev, &page[look[i]], 0);
+	ASSERT_EQ(VIRTIO_IOMMU_S_OK, inv_req_submit(&req, &self->vq[0]));
+	ASSERT_EQ(nr, inv_req_done(&req));
+	for (i = 0; i < ARRAY_SIZE(look); i++)
+		ASSERT_HIT(VMM_NEW, self->dev, &page[look[i]], 0);
+}
+
+/* The same address in two domains; only one is named. */
+TEST_F(dma, two_domains)
+{
+	struct vmm_page page[2];
+	unsigned int i;
+
+	for (i = 0; i < 2; i++) {
+		ASSERT_OK(vmm_page_init(&page[i], &self->dom[i], REGION(0),
+					self->shift));
+		ASSERT_HIT(VMM_OLD, &self->dev[i], &page[i], 0);
+		ASSERT_OK(vmm_page_move(&page[i]));
+		ASSERT_HIT(VMM_OLD, &self->dev[i], &page[i], 0);
+	}
+	ASSERT_OK(flush_domain(self->vq, &self->dom[0]));
+	ASSERT_HIT(VMM_NEW, &self->dev[0], &page[0], 0);
+	/* Shows that the ID selects: an emulated IOMMU evicts nothing by itself. */
+	ASSERT_HIT(VMM_OLD, &self->dev[1], &page[1], 0);
+	ASSERT_OK(flush_leaf(self->vq, &page[1]));
+	ASSERT_HIT(VMM_NEW, &self->dev[1], &page[1], 0);
+}
+
+/* Two domains in one request, at addresses that touch. */
+TEST_F(dma, two_domains_one_request)
+{
+	struct vmm_page page[4];
+	struct inv_req req;
+	unsigned int i;
+
+	inv_req_init(&req, &self->vmm.mem, 4);
+	for (i = 0; i < 4; i++) {
+		__u64 iova = REGION(0) + i * self->size;
+
+		ASSERT_OK(vmm_page_init(&page[i], &self->dom[i % 2], iova,
+					self->shift));
+		ASSERT_HIT(VMM_OLD, &self->dev[i % 2], &page[i], 0);
+		ASSERT_OK(vmm_page_move(&page[i]));
+		inv_req_range(&req, self->dom[i % 2].id, iova,
+			      iova + self->size - 1, self->shift, LEAF);
+	}
+	for (i = 0; i < 4; i++)
+		ASSERT_HIT(VMM_OLD, &self->dev[i % 2], &page[i], 0);
+	ASSERT_EQ(VIRTIO_IOMMU_S_OK, inv_req_submit(&req, &self->vq[0]));
+	ASSERT_EQ(4, inv_req_done(&req));
+	for (i = 0; i < 4; i++)
+		ASSERT_HIT(VMM_NEW, &self->dev[i % 2], &page[i], 0);
+}
+
+/* One nested HWPT, or one vIOMMU and tag, attached twice. */
+TEST_F(dma, two_devices_one_domain)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+	unsigned int i;
+
+	ASSERT_OK(vmm_detach(&self->dev[1]));
+	ASSERT_OK(vmm_attach(dom, &self->dev[1]));
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	for (i = 0; i < 2; i++)
+		ASSERT_HIT(VMM_OLD, &self->dev[i], &page, 0);
+	ASSERT_OK(vmm_page_move(&page));
+	for (i = 0; i < 2; i++)
+		ASSERT_HIT(VMM_OLD, &self->dev[i], &page, 0);
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	for (i = 0; i < 2; i++)
+		ASSERT_HIT(VMM_NEW, &self->dev[i], &page, 0);
+
+	/* One of both goes; the other is still served. */
+	ASSERT_OK(vmm_detach(&self->dev[0]));
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(1), self->shift));
+	ASSERT_HIT(VMM_OLD, &self->dev[1], &page, 0);
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_HIT(VMM_OLD, &self->dev[1], &page, 0);
+	ASSERT_OK(flush_domain(self->vq, &self->dom[0]));
+	ASSERT_HIT(VMM_NEW, &self->dev[1], &page, 0);
+}
+
+TEST_F(dma, unmap)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(pt_unmap(&dom->pt, page.iova, self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_HIT(VMM_FAULT, self->dev, &page, 0);
+
+	/* Not-present is never cached: mapping needs no invalidation. */
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
+}
+
+TEST_F(dma, read_only)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+	__u64 gpa;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	gpa = guest_mem_gpa(&self->vmm.mem, page.old);
+	ASSERT_OK(pt_map(&dom->pt, page.iova, gpa, self->shift, PT_READ));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_HIT(VMM_FAULT, self->dev, &page, 0);
+	ASSERT_EQ(VMM_OLD, vmm_probe_read(self->dev, &page, 0));
+
+	/* More permission is a change as well. */
+	ASSERT_OK(pt_map(&dom->pt, page.iova, gpa, self->shift, PT_RW));
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+}
+
+TEST_F(dma, large_page)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	const size_t off[] = {
+		0, self->span / 2, self->span - VMM_PROBE_LEN,
+	};
+	struct vmm_page page;
+	unsigned int i;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->big));
+	for (i = 0; i < ARRAY_SIZE(off); i++)
+		ASSERT_HIT(VMM_OLD, self->dev, &page, off[i]);
+	ASSERT_OK(vmm_page_move(&page));
+	for (i = 0; i < ARRAY_SIZE(off); i++)
+		ASSERT_HIT(VMM_OLD, self->dev, &page, off[i]);
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	for (i = 0; i < ARRAY_SIZE(off); i++)
+		ASSERT_HIT(VMM_NEW, self->dev, &page, off[i]);
+}
+
+/* A large leaf becomes a table: half of its pages go elsewhere. */
+TEST_F(dma, large_page_split)
+{
+	const size_t moved = self->span / 2, last = self->span - self->size;
+	struct vmm_domain *dom = &self->dom[0];
+	struct guest_mem *mem = &self->vmm.mem;
+	struct pt *pt = &dom->pt;
+	struct vmm_page page;
+	__u64 *table;
+	size_t off;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->big));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_HIT(VMM_OLD, self->dev, &page, moved);
+	ASSERT_HIT(VMM_OLD, self->dev, &page, last);
+	table = pt_table_alloc(pt);
+	for (off = 0; off < self->span; off += self->size) {
+		char *to = off < moved ? page.old : page.new;
+
+		pt_set(&table[off >> self->shift],
+		       pt->fmt->leaf(guest_mem_gpa(mem, to + off), self->shift,
+				     PT_RW));
+	}
+	ASSERT_OK(pt_unmap(pt, page.iova, self->big));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, moved);
+	ASSERT_OK(flush_range(self->vq, dom, page.iova, self->span, 0, 0));
+	ASSERT_HIT(VMM_FAULT, self->dev, &page, moved);
+	ASSERT_OK(pt_link(pt, page.iova, self->big, table));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_HIT(VMM_NEW, self->dev, &page, moved);
+	ASSERT_HIT(VMM_NEW, self->dev, &page, last);
+}
+
+/*
+ * A table is replaced, its page freed and used again for another region, where
+ * the same slot maps the OLD page. A walk through the stale pointer ends there.
+ * @domain: flush the domain, not the range
+ */
+static void check_table(struct __test_metadata *_metadata, struct vmm_dev *dev,
+			struct vq *vq, bool domain)
+{
+	struct vmm_domain *dom = dev->dom;
+	struct pt *pt = &dom->pt;
+	const unsigned int shift = pt->fmt->granule, big = shift + shift - 3;
+	const __u64 size = BIT_ULL(shift), span = BIT_ULL(big);
+	__u64 *first, *second, *slot;
+	struct vmm_page page, other;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), shift));
+	ASSERT_OK(vmm_page_init(&other, dom, REGION(0) + 5 * size,
+				shift));
+	first = pt_table(pt, page.iova, big);
+	slot = pt_entry(pt, page.iova, shift);
+	ASSERT_NE(NULL, first);
+	ASSERT_NE(NULL, slot);
+	ASSERT_HIT(VMM_OLD, dev, &page, 0);
+
+	second = pt_table_alloc(pt);
+	pt_set(&second[slot - first],
+	       pt->fmt->leaf(guest_mem_gpa(pt->mem, page.new), shift,
+			     PT_RW));
+	/* As Arm demands it: unmap and invalidate before the new entry. */
+	pt_set(pt_entry(pt, page.iova, big), 0);
+	ASSERT_HIT(VMM_OLD, dev, &page, 0);
+	pt_table_free(pt, first);
+	ASSERT_OK(pt_map(pt, page.iova + span,
+			 guest_mem_gpa(pt->mem, page.old), shift, PT_RW));
+	ASSERT_EQ(first, pt_table(pt, page.iova + span, big));
+
+	if (domain) {
+		ASSERT_OK(flush_domain(vq, dom));
+	} else {
+		ASSERT_OK(flush_range(vq, dom, page.iova, span,
+				      shift, 0));
+	}
+	ASSERT_HIT(VMM_FAULT, dev, &page, 0);
+	ASSERT_OK(pt_link(pt, page.iova, big, second));
+	ASSERT_HIT(VMM_NEW, dev, &page, 0);
+	/* Never touched before: only the table entry can be stale. */
+	ASSERT_HIT(VMM_FAULT, dev, &other, 0);
+}
+
+TEST_F(dma, table_reused_range)
+{
+	check_table(_metadata, self->dev, self->vq, false);
+}
+
+TEST_F(dma, table_reused_domain)
+{
+	check_table(_metadata, self->dev, self->vq, true);
+}
+
+/* The first change comes the moment the attach has returned. */
+TEST_F(dma, goes_live)
+{
+	struct vmm_domain *dom = &self->dom[1];
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_detach(&self->dev[1]));
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_OK(vmm_prepare(dom, &self->dev[1]));
+	ASSERT_OK(vmm_bind(dom));
+	ASSERT_OK(vmm_commit(dom, &self->dev[1]));
+	ASSERT_HIT(VMM_OLD, &self->dev[1], &page, 0);
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_HIT(VMM_OLD, &self->dev[1], &page, 0);
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_HIT(VMM_NEW, &self->dev[1], &page, 0);
+}
+
+/* A detached device reaches nothing, and its domain is unknown. */
+TEST_F(dma, detach)
+{
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_page_init(&page, &self->dom[0], REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(vmm_detach(&self->dev[0]));
+	ASSERT_NE(VMM_OLD, vmm_probe(self->dev, &page, 0));
+	ASSERT_EQ(VIRTIO_IOMMU_S_NOENT, flush_domain(self->vq, &self->dom[0]));
+	ASSERT_OK(flush_domain(self->vq, &self->dom[1]));
+}
+
+/* The domain ID, and whatever tag the domain had, come back with a new table. */
+TEST_F(dma, domain_id_reused)
+{
+	struct vmm_page page, fresh;
+	unsigned int i;
+
+	ASSERT_OK(vmm_page_init(&page, &self->dom[0], REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	for (i = 0; i < 3; i++) {
+		ASSERT_OK(vmm_detach(&self->dev[0]));
+		vmm_domain_exit(&self->dom[0]);
+		ASSERT_OK(vmm_domain_init(&self->dom[0], &self->vmm,
+					  DOMAIN_ID(0)));
+		ASSERT_OK(vmm_attach(&self->dom[0], &self->dev[0]));
+		/* Nothing of the old table is left: the page is not there. */
+		ASSERT_HIT(VMM_FAULT, self->dev, &page, 0);
+		ASSERT_OK(vmm_page_init(&fresh, &self->dom[0], REGION(0),
+					self->shift));
+		ASSERT_HIT(VMM_OLD, self->dev, &fresh, 0);
+		ASSERT_OK(vmm_page_move(&fresh));
+		ASSERT_HIT(VMM_OLD, self->dev, &fresh, 0);
+		ASSERT_OK(flush_domain(self->vq, &self->dom[0]));
+		ASSERT_HIT(VMM_NEW, self->dev, &fresh, 0);
+	}
+}
+
+/* Requests pile up before the first kick. */
+TEST_F_TIMEOUT(dma, requests_in_flight, SLOW)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page[8];
+	struct inv_req req[8];
+	struct vq_elem elem;
+	unsigned int i;
+
+	for (i = 0; i < 8; i++) {
+		__u64 iova = REGION(i);
+
+		ASSERT_OK(vmm_page_init(&page[i], dom, iova, self->shift));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+		ASSERT_OK(vmm_page_move(&page[i]));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+		inv_req_init(&req[i], &self->vmm.mem, 1);
+		inv_req_range(&req[i], dom->id, iova, iova + self->size - 1,
+			      self->shift, LEAF);
+		ASSERT_LE(0, inv_req_add(&req[i], &self->vq[0]));
+	}
+	vq_kick(&self->vq[0]);
+	for (i = 0; i < 8; i++)
+		ASSERT_OK(vq_wait(&self->vq[0], &elem, VQ_TIMEOUT_MS));
+	for (i = 0; i < 8; i++) {
+		ASSERT_EQ(VIRTIO_IOMMU_S_OK, inv_req_status(&req[i]));
+		ASSERT_HIT(VMM_NEW, self->dev, &page[i], 0);
+	}
+}
+
+/* Several queues, the second with a worker of its own. */
+TEST_F_TIMEOUT(dma, several_queues, SLOW)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page[NR_QUEUES];
+	struct inv_req req[NR_QUEUES];
+	unsigned int i;
+	int worker;
+
+	worker = vhost_iommu_new_worker(&self->vhost);
+	ASSERT_LE(0, worker);
+	ASSERT_OK(vhost_iommu_attach_worker(&self->vhost, 1, worker));
+	for (i = 0; i < NR_QUEUES; i++) {
+		__u64 iova = REGION(i);
+
+		ASSERT_OK(vmm_page_init(&page[i], dom, iova, self->shift));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+		ASSERT_OK(vmm_page_move(&page[i]));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+		inv_req_init(&req[i], &self->vmm.mem, 1);
+		inv_req_range(&req[i], dom->id, iova, iova + self->size - 1,
+			      self->shift, LEAF);
+	}
+	for (i = 0; i < NR_QUEUES; i++)
+		ASSERT_LE(0, inv_req_post(&req[i], &self->vq[i]));
+	for (i = 0; i < NR_QUEUES; i++)
+		ASSERT_EQ(VIRTIO_IOMMU_S_OK,
+			  inv_req_wait(&req[i], &self->vq[i]));
+	for (i = 0; i < NR_QUEUES; i++)
+		ASSERT_HIT(VMM_NEW, self->dev, &page[i], 0);
+}
+
+/* IOMMU_HWPT_INVALIDATE with the generic format does what the queue does. */
+TEST_F(dma, ioctl_generic)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct iommu_inval_generic entry[2];
+	struct vmm_page page[2];
+	unsigned int i;
+	__u32 nr = 2;
+
+	for (i = 0; i < 2; i++) {
+		ASSERT_OK(vmm_page_init(&page[i], dom, REGION(i), self->shift));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+		ASSERT_OK(vmm_page_move(&page[i]));
+		ASSERT_HIT(VMM_OLD, self->dev, &page[i], 0);
+		entry[i] = (struct iommu_inval_generic){
+			.scope = IOMMU_INVAL_SCOPE_RANGE,
+			.granule = self->shift,
+			.leaf_shift = self->shift,
+			.flags = IOMMU_INVAL_FLAG_LEAF,
+			.tag = dom->target[0].tag,
+			.start = page[i].iova,
+			.last = page[i].iova + self->size - 1,
+		};
+	}
+	ASSERT_OK(vmm_invalidate(&self->vmm, dom->target[0].object_id,
+				 IOMMU_HWPT_INVALIDATE_DATA_GENERIC, entry,
+				 sizeof(entry[0]), &nr));
+	ASSERT_EQ(2, nr);
+	for (i = 0; i < 2; i++)
+		ASSERT_HIT(VMM_NEW, self->dev, &page[i], 0);
+
+	for (i = 0; i < 2; i++) {
+		ASSERT_OK(pt_unmap(&dom->pt, page[i].iova, self->shift));
+		ASSERT_HIT(VMM_NEW, self->dev, &page[i], 0);
+	}
+	entry[0] = (struct iommu_inval_generic){
+		.scope = IOMMU_INVAL_SCOPE_DOMAIN,
+		.granule = self->shift,
+		.tag = dom->target[0].tag,
+	};
+	nr = 1;
+	ASSERT_OK(vmm_invalidate(&self->vmm, dom->target[0].object_id,
+				 IOMMU_HWPT_INVALIDATE_DATA_GENERIC, entry,
+				 sizeof(entry[0]), &nr));
+	ASSERT_EQ(1, nr);
+	for (i = 0; i < 2; i++)
+		ASSERT_HIT(VMM_FAULT, self->dev, &page[i], 0);
+}
+
+/* So does the vendor's own format. */
+TEST_F(dma, ioctl_vendor)
+{
+	const struct attach_ops *ops = self->dev[0].at.ops;
+	struct vmm_domain *dom = &self->dom[0];
+	char entry[ATTACH_INVAL_LEN_MAX];
+	struct vmm_page page;
+	__u32 nr = 1;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ops->inval(&dom->target[0], entry, page.iova,
+		   page.iova + self->size - 1, true);
+	ASSERT_OK(vmm_invalidate(&self->vmm, dom->target[0].object_id,
+				 ops->inval_type, entry, ops->inval_len, &nr));
+	ASSERT_EQ(1, nr);
+	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
+}
+
+/* A bound object is in use, whether or not a device is attached. */
+TEST_F(dma, unbind_then_destroy)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	__u32 id = dom->target[0].object_id;
+
+	ASSERT_EQ(-EBUSY, attach_destroy(&self->vmm.host, id));
+	/* Detach without the unbind that vmm_detach() does. */
+	ASSERT_OK(attach_remove(&dom->at, &self->dev[0].at));
+	self->dev[0].dom = NULL;
+	dom->nr_devs--;
+	ASSERT_EQ(-EBUSY, attach_destroy(&self->vmm.host, id));
+	ASSERT_OK(flush_domain(self->vq, &self->dom[0]));
+	ASSERT_OK(vmm_unbind(dom));
+	ASSERT_EQ(VIRTIO_IOMMU_S_NOENT, flush_domain(self->vq, &self->dom[0]));
+	vmm_domain_exit(dom);
+	ASSERT_EQ(-ENOENT, attach_destroy(&self->vmm.host, id));
+}
+
+TEST_F(dma, iommufd_closed_while_bound)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+	unsigned int i;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	close(self->vmm.iommufd);
+	self->vmm.iommufd = -1;
+	ASSERT_OK(vmm_page_move(&page));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
+
+	/* Now nothing but the bindings holds the context. */
+	for (i = 0; i < NR_DEVS; i++)
+		vmm_dev_close(&self->dev[i]);
+	ASSERT_OK(flush_domain(self->vq, &self->dom[0]));
+	ASSERT_OK(flush_range(self->vq, &self->dom[1], REGION(0),
+			      self->size, 0, 0));
+	ASSERT_OK(vmm_unbind(&self->dom[0]));
+	ASSERT_EQ(VIRTIO_IOMMU_S_NOENT, flush_domain(self->vq, &self->dom[0]));
+	ASSERT_OK(flush_domain(self->vq, &self->dom[1]));
+	ASSERT_OK(vmm_unbind(&self->dom[1]));
+	ASSERT_OK(vhost_iommu_set_iommufd(&self->vhost, -1));
+}
+
+TEST_F(dma, device_closed_while_bound)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	__u32 id = dom->target[0].object_id;
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	vmm_dev_close(&self->dev[0]);
+	ASSERT_OK(flush_domain(self->vq, &self->dom[0]));
+	ASSERT_EQ(-EBUSY, attach_destroy(&self->vmm.host, id));
+	ASSERT_OK(vmm_unbind(dom));
+	vmm_domain_exit(dom);
+	ASSERT_EQ(-ENOENT, attach_destroy(&self->vmm.host, id));
+}
+
+/* The VMM dies first; what is attached stays attached, and can be detached. */
+TEST_F(dma, vhost_closed_while_attached)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+	unsigned int i;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	vhost_iommu_close(&self->vhost);
+	for (i = 0; i < NR_DOMAINS; i++)
+		self->dom[i].nr_bound = 0;
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(vmm_detach(&self->dev[0]));
+	vmm_domain_exit(dom);
+	ASSERT_EQ(-ENOENT, attach_destroy(&self->vmm.host,
+					  dom->target[0].object_id));
+}
+
+TEST_F(dma, unknown_domain)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+	struct inv_req req;
+
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(vmm_page_move(&page));
+	inv_req_init(&req, &self->vmm.mem, 2);
+	inv_req_range(&req, dom->id, page.iova, page.iova + self->size - 1,
+		      self->shift, LEAF);
+	inv_req_domain(&req, UNBOUND_ID);
+	ASSERT_EQ(VIRTIO_IOMMU_S_NOENT, inv_req_submit(&req, &self->vq[0]));
+	/* The one before it is done. */
+	ASSERT_EQ(1, inv_req_done(&req));
+	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
+}
+
+TEST_HARNESS_MAIN
