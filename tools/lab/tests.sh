@@ -89,7 +89,7 @@ lab_programs() {
 # --- demo and bench ---
 
 lab_demo() {
-	local options=(--edu 2 --hugepages 64 --timeout 300 --log "$out/demo.log")
+	local options=(--icount --edu 2 --hugepages 64 --timeout 300 --log "$out/demo.log")
 
 	need_packages
 	plan 4
@@ -195,7 +195,7 @@ check_mock_debug() {
 }
 
 check_dma() {
-	vm_programs dma --edu 2 --hugepages 64 -- vhost_iommu_dma
+	vm_programs dma --icount --edu 2 --hugepages 64 -- vhost_iommu_dma
 }
 
 check_dma_debug() {

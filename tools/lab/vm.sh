@@ -5,7 +5,7 @@
 
 # lab run [OPTIONS] PROGRAM [ARGUMENTS] [--then PROGRAM [ARGUMENTS]]...
 lab_run() {
-	local kernel=lab limit=120 icount= smp=2 mem=2G edus=1 log= hugepages= leaks= quiet=
+	local kernel=lab kernel_work=$work_name limit=120 icount= smp=2 mem=2G edus=1 log= hugepages= leaks= quiet=
 	local append=() environment=() files=() qemu_args=() writes=() trace=
 	local vtd='intremap=on,x-scalable-mode=on,x-flts=on,aw-bits=48' nest=1
 	local dir script argument first program rc=0 line
@@ -13,7 +13,7 @@ lab_run() {
 	while (($#)); do
 		case $1 in
 		--kernel) kernel=$2; shift ;;
-		--work) work_name=$2; shift ;;
+		--work) kernel_work=$2; shift ;;
 		--timeout) limit=$2; shift ;;
 		--icount) icount=1 ;;
 		--smp) smp=$2; shift ;;
@@ -50,6 +50,8 @@ lab_run() {
 	if [[ $nest ]] && grep -q '^ *x-nest=' "$qemu_build/.lab-vtd"; then
 		vtd+=,x-nest=on
 	fi
+	# a variant is one of the kernel; QEMU is the common one
+	work_name=$kernel_work
 	if [[ $quiet ]]; then
 		build_linux "$kernel" 2>"$dir/build.log" || die "the $kernel kernel was not built" "$(<"$dir/build.log")"
 	else
@@ -110,6 +112,7 @@ lab_run() {
 		-chardev stdio,id=output,signal=off -serial chardev:output
 		-kernel "$dir/bzImage" -initrd "$dir/initrd")
 	append=(console=ttyS0 panic=-1 printk.devkmsg=on "${append[@]}")
+	[[ ! $leaks ]] || append+=(kmemleak=on)
 	if [[ $icount ]]; then
 		options+=(-accel 'tcg,thread=single' -smp 1 -icount 'shift=0,sleep=off' -seed 1
 			-rtc 'base=2026-01-01,clock=vm')
