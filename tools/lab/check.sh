@@ -100,7 +100,7 @@ checkpatch_linux() {
 	local ignore=FILE_PATH_CHANGES
 
 	# upstream's way to write trace events ends lines with a parenthesis
-	[[ $* != *include/trace/events/* ]] || ignore+=,OPEN_ENDED_LINE
+	[[ $* != *include/trace/events/* ]] || ignore+=,OPEN_ENDED_LINE,PARENTHESIS_ALIGNMENT
 	silent env -C "$tree" perl scripts/checkpatch.pl --strict --quiet --show-types --no-signoff \
 		--ignore "$ignore" "$@"
 }
@@ -192,7 +192,7 @@ compile_objects() {
 
 	sync_tree linux >&2
 	mapfile -t objects < <(our_objects "$arch")
-	tap_plan $((1 + ${#objects[@]}))
+	tap_plan $((2 + ${#objects[@]}))
 	if ! tap_prepare "$arch"; then
 		return 1
 	fi
@@ -202,8 +202,9 @@ compile_objects() {
 	kmake "${kmake_args[@]}" -k "$@" "${objects[@]}" >"$log/all" 2>&1 || true
 	for object in "${objects[@]}"; do
 		name=${object%.o}.c
-		tap_run "$name" object_is_clean "$log/all" "$object" "$@"
+		tap_run "$name" object_is_clean "$log/all" "$object"
 	done
+	tap_run "nothing in headers" headers_are_clean "$log/all" "${objects[@]}"
 }
 
 tap_prepare() {
@@ -230,6 +231,14 @@ object_is_clean() {
 		grep -i -E 'error|\*\*\*' "$log" | head -n 10
 		return 1
 	}
+}
+
+headers_are_clean() {
+	local log=$1 names
+	shift
+
+	names=$(printf '%s\n' "${@/%.o/.c:}")
+	! grep -E ':[0-9]+: *(warning|error|fatal)' "$log" | grep -v -F "$names"
 }
 
 check_sparse() {

@@ -354,7 +354,7 @@ qemu_options=(--python=/usr/bin/python3 --disable-download --target-list=x86_64-
 	--enable-system --enable-tcg --enable-kvm --enable-fdt=system --enable-vhost-kernel --enable-vhost-net
 	--disable-werror --disable-debug-info --disable-docs --disable-install-blobs --without-default-devices
 	--with-devices-x86_64=lab --firmwarepath=/usr/share/seabios:/usr/share/qemu)
-qtests=(intel-iommu-test qos-test)
+qtests=(intel-iommu-test)
 
 qemu_qtests() {
 	local t

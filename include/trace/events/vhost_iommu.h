@@ -9,9 +9,12 @@
 
 /* One INVALIDATE request has been answered. */
 TRACE_EVENT(vhost_iommu_request,
+
 	TP_PROTO(unsigned int dev, unsigned int queue, unsigned int nr,
 		 unsigned int done, unsigned int status),
+
 	TP_ARGS(dev, queue, nr, done, status),
+
 	TP_STRUCT__entry(
 		__field(unsigned int, dev)
 		__field(unsigned int, queue)
@@ -19,6 +22,7 @@ TRACE_EVENT(vhost_iommu_request,
 		__field(unsigned int, done)
 		__field(unsigned int, status)
 	),
+
 	TP_fast_assign(
 		__entry->dev = dev;
 		__entry->queue = queue;
@@ -26,16 +30,20 @@ TRACE_EVENT(vhost_iommu_request,
 		__entry->done = done;
 		__entry->status = status;
 	),
+
 	TP_printk("dev=%u queue=%u nr=%u done=%u status=%u", __entry->dev,
 		  __entry->queue, __entry->nr, __entry->done, __entry->status)
 );
 
 /* Entries of one domain went to one of its targets. */
 TRACE_EVENT(vhost_iommu_flush,
+
 	TP_PROTO(unsigned int dev, u32 domain, const char *format, u32 tag,
 		 bool device, unsigned int entries, u64 start, u64 last,
 		 int ret),
+
 	TP_ARGS(dev, domain, format, tag, device, entries, start, last, ret),
+
 	TP_STRUCT__entry(
 		__field(unsigned int, dev)
 		__field(u32, domain)
@@ -47,6 +55,7 @@ TRACE_EVENT(vhost_iommu_flush,
 		__field(u64, last)
 		__field(int, ret)
 	),
+
 	TP_fast_assign(
 		__entry->dev = dev;
 		__entry->domain = domain;
@@ -58,6 +67,7 @@ TRACE_EVENT(vhost_iommu_flush,
 		__entry->last = last;
 		__entry->ret = ret;
 	),
+
 	TP_printk("dev=%u domain=%u format=%s tag=%u phase=%s entries=%u first=%#llx-%#llx ret=%d",
 		  __entry->dev, __entry->domain, __get_str(format),
 		  __entry->tag, __entry->device ? "device" : "iotlb",
@@ -67,18 +77,23 @@ TRACE_EVENT(vhost_iommu_flush,
 
 /* A queue was stopped because its ring is malformed. */
 TRACE_EVENT(vhost_iommu_error,
+
 	TP_PROTO(unsigned int dev, unsigned int queue, int err),
+
 	TP_ARGS(dev, queue, err),
+
 	TP_STRUCT__entry(
 		__field(unsigned int, dev)
 		__field(unsigned int, queue)
 		__field(int, err)
 	),
+
 	TP_fast_assign(
 		__entry->dev = dev;
 		__entry->queue = queue;
 		__entry->err = err;
 	),
+
 	TP_printk("dev=%u queue=%u err=%d", __entry->dev, __entry->queue,
 		  __entry->err)
 );
