@@ -175,10 +175,7 @@ prepare_check() {
 	mkdir -p "$tree/$check_build"
 	stamp=$( (cat "$tree/.lab-build-hash"; echo "$wanted") | sha256sum | cut -d' ' -f1)
 	[[ ! -f $tree/$check_build/.lab-stamp || $(<"$tree/$check_build/.lab-stamp") != "$stamp" ]] || return 0
-	echo "$wanted" >"$tree/$check_build/lab.config"
-	long "configuring ($arch, for single objects)" "$log" 0 . \
-		kmake "${kmake_args[@]}" KCONFIG_ALLCONFIG="$tree/$check_build/lab.config" allnoconfig || return 1
-	check_config "$tree/$check_build/lab.config" "$tree/$check_build/.config" "$tree" || return 1
+	configure_kernel "$tree/$check_build" "$wanted" "$log" "${kmake_args[@]}" || return 1
 	long "preparing ($arch)" "$log" 0 '^  (CC|AS|AR|LD|HOSTCC|HOSTLD)' \
 		kmake "${kmake_args[@]}" prepare modules_prepare || return 1
 	echo "$stamp" >"$tree/$check_build/.lab-stamp"

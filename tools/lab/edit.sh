@@ -181,6 +181,11 @@ lab_variant() {
 		done < <(ls -A "$tree_from")
 		mv "$tree.new" "$tree"
 		release
+		sync_tree linux
+		# objtool's build has absolute paths in it. It is made again here, and then as old as it was,
+		# or every object would be built again for it.
+		long "building objtool" "$cache/logs/$name-objtool.log" 0 . kmake O=build-lab prepare || exit 1
+		find "$tree/build-lab/tools" -type f -exec touch -r "$tree_from/build-lab/tools/objtool/objtool" {} +
 	fi
 	extra=$cache/work/$name/extra-linux
 	rm -rf "$extra"

@@ -295,6 +295,25 @@ module_order() {
 	done
 }
 
+# configure_kernel BUILD WANTED LOG [MAKE_VARIABLE]...: only if there is a reason to
+configure_kernel() {
+	local build=$1 wanted=$2 log=$3 hash
+	shift 3
+
+	hash=$( (echo "$wanted"; grep -E '(^|/)Kconfig' "$tree/.lab-files" | sed "s;^;$tree/;" | xargs -r -d '\n' cat
+		echo "$tree_id") | sha256sum | cut -d' ' -f1)
+	if [[ ! -d $tree_base && -f $build/.config && -f $build/.lab-config &&
+		$(<"$build/.lab-config") == "$hash" ]]; then
+		return 0
+	fi
+	rm -f "$build/.lab-config"
+	echo "$wanted" >"$build/lab.config"
+	long "configuring" "$log" 0 . kmake "$@" O="$(basename "$build")" \
+		KCONFIG_ALLCONFIG="$build/lab.config" allnoconfig || return 1
+	check_config "$build/lab.config" "$build/.config" "$tree" || return 1
+	echo "$hash" >"$build/.lab-config"
+}
+
 # build_linux KIND: the tree is up to date and so is its kernel of that kind, in $kernel_build, and
 # both stay so until release.
 build_linux() {
@@ -319,9 +338,7 @@ build_linux() {
 		expected=1350
 		[[ ! -f $cache/logs/objects-$kind ]] || expected=$(<"$cache/logs/objects-$kind")
 	fi
-	echo "$wanted" >"$build/lab.config"
-	long "configuring" "$log" 0 . kmake O="build-$kind" KCONFIG_ALLCONFIG="$build/lab.config" allnoconfig || return 1
-	check_config "$build/lab.config" "$build/.config" "$tree" ||
+	configure_kernel "$build" "$wanted" "$log" ||
 		die "the $kind kernel cannot be configured as tools/lab/kernel-*.config asks" \
 			"A dependency may be missing, or have a new name in this tree."
 	long "compiling" "$log" "$expected" '^  (CC|AS|AR|LD|HOSTCC|HOSTLD)' \

@@ -170,11 +170,8 @@ static int batch_issue(struct inval_batch *b)
 		rc = inval_call(b->obj, b->fmt, b->data, num);
 	/*
 	 * A vDEVICE can be revoked at any time, and its commands then fail. It
-	 * has no device TLB any more. Another one may have taken its virt_id
-	 * since the driver looked; the driver finds that one now.
+	 * has no device TLB any more.
 	 */
-	if (rc && b->device && vdevice_exists(b, b->virt_id))
-		rc = inval_call(b->obj, b->fmt, b->data, num);
 	if (rc && b->device && !vdevice_exists(b, b->virt_id))
 		rc = 0;
 	if (!rc)
