@@ -70,6 +70,9 @@ at_exit() {
 	if [[ $child ]]; then
 		kill -TERM -- "-$child" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
 	fi
+	for child in $(builtin jobs -rp); do
+		kill -TERM -- "-$child" 2>/dev/null || true
+	done
 	((${#scratch_dirs[@]} == 0)) || rm -rf "${scratch_dirs[@]}"
 	exit "$rc"
 }
@@ -197,13 +200,14 @@ how_far() {
 
 # --- packages ---
 
+# need_packages [test]
 need_packages() {
 	local want missing
 
 	if ! command -v dpkg-query >/dev/null; then
 		return 0 # not Debian: what is missing will say so itself
 	fi
-	want=$(sed 's/#.*//' "$lab/packages")
+	want=$(awk -v group="${1:-build}" '/^[a-z]/ && ($2 == "build" || $2 == group) { print $1 }' "$lab/packages")
 	# shellcheck disable=SC2086 # a list of words
 	missing=$(comm -23 <(printf '%s\n' $want | sort -u) \
 		<(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $want 2>/dev/null |

@@ -17,7 +17,7 @@ long_stages=(linux_7_2 fail_nth)
 run_stages() {
 	local stage rc=0
 
-	need_packages
+	need_packages test
 	rm -rf "$results"
 	mkdir -p "$results"
 	for stage; do
@@ -26,7 +26,10 @@ run_stages() {
 			while (($(builtin jobs -rp | wc -l) >= 2)); do
 				wait -n || true
 			done
+			# a process group of its own, to be ended as a whole
+			set -m
 			run_stage "$stage" &
+			set +m
 		else
 			wait
 			run_stage "$stage"
@@ -63,7 +66,7 @@ lab_stage() {
 	stage=${stage//-/_}
 	declare -F "check_$stage" >/dev/null || die "there is no stage '$stage'" \
 		"Stages: ${check_stages[*]} ${vm_stages[*]} ${long_stages[*]}"
-	need_packages
+	need_packages test
 	"check_$stage"
 }
 

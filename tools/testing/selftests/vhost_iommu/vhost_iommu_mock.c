@@ -2072,13 +2072,13 @@ TEST_F(vi, close_waits)
 TEST_F(vi, destroy_under_flush)
 {
 	start_req(self);
-	page(&self->req, DOM_A, 1);
-	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, 0));
+	page(&self->req, DOM_N, 1);
+	ASSERT_EQ(0, mock_gate(self->host.fd, self->nested, 0));
 	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
-	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 1, 0));
-	EXPECT_EQ(-EBUSY, mock_destroy(self->host.fd, self->viommu));
-	EXPECT_EQ(1, mock_waiting(self->host.fd, self->viommu));
-	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, MOCK_GATE_OPEN));
+	ASSERT_EQ(0, mock_wait(self->host.fd, self->nested, 1, 1, 0));
+	EXPECT_EQ(-EBUSY, mock_destroy(self->host.fd, self->nested));
+	EXPECT_EQ(1, mock_waiting(self->host.fd, self->nested));
+	ASSERT_EQ(0, mock_gate(self->host.fd, self->nested, MOCK_GATE_OPEN));
 	EXPECT_EQ(S_OK, inv_req_wait(&self->req, &self->vq[0]));
 }
 
