@@ -488,9 +488,8 @@ TEST_F(inval, no_ats)
 	};
 	__u32 num = 3;
 
-	if (variant->viommu) {
+	if (variant->viommu)
 		ASSERT_EQ(0, mock_caps(self->host.fd, self->id, 0, 16));
-	}
 	ASSERT_EQ(0, INVALIDATE(e, &num));
 	EXPECT_EQ(3, num);
 	ASSERT_EQ(1, self->log.nr);
