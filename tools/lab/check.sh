@@ -299,6 +299,11 @@ check_units() {
 	make --no-print-directory -s -C "$repo/tools/testing/iommu_inval" KSRC="$tree" OUT="$out/units" -j"$jobs" check
 }
 
+check_unit_faults() {
+	sync_tree linux >&2
+	make --no-print-directory -s -C "$repo/tools/testing/iommu_inval" KSRC="$tree" OUT="$out/units" -j"$jobs" check-faults
+}
+
 check_spec() {
 	make --no-print-directory -s -C "$repo/spec" OUT="$out/spec" lint
 }

@@ -7,11 +7,11 @@ out=$repo/build
 results=$out/test
 
 check_stages=(lab patches_linux patches_qemu spec spec_selftest checkpatch_linux checkpatch_qemu kernel_doc units
-	sparse arm64)
+	unit_faults sparse arm64)
 vm_stages=(trees qtests faults mock_debug dma_debug iommufd_debug mock dma iommufd demo demo_drop bench splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time.
 parallel_stages=(faults mock_debug dma_debug iommufd_debug mock dma iommufd demo demo_drop bench)
-long_stages=(linux_7_2 fail_nth)
+long_stages=(fail_nth)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -307,11 +307,4 @@ check_faults() {
 		return
 	fi
 	LAB=$lab/lab OUT=$out/faults "$repo/tools/testing/faults/run"
-}
-
-# The series applies to the kernel before this one, and compiles there.
-check_linux_7_2() {
-	tap_plan 2
-	tap_skip "the series applies to 7.2" "not written"
-	tap_skip "it compiles there" "not written"
 }
