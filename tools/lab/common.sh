@@ -14,7 +14,7 @@ export LC_ALL=C
 # The system's tools first: QEMU's configure wants the Python whose modules the packages install.
 export PATH=/usr/lib/ccache:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 
-cache=${VHOST_IOMMU_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/vhost-iommu}
+cache=${VHOST_IOMMU_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}/.cache}/vhost-iommu}
 [[ $cache == /* ]] || cache=$PWD/$cache
 jobs=$(nproc)
 export CCACHE_DIR=$cache/ccache CCACHE_BASEDIR=$cache/work CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=5G
