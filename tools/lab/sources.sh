@@ -80,7 +80,7 @@ fetch() {
 	local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
 		-o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o Acquire::Languages=none
 		-o Acquire::Retries=3 -o "APT::Sandbox::User=$(id -un)" -q)
-	long "reading the archive's index" "$cache/logs/fetch-update.log" 0 '^(Get|Hit):' \
+	long "reading the archive's index" "$cache/logs/fetch-$what-index.log" 0 '^(Get|Hit):' \
 		apt-get "${options[@]}" update ||
 		die "the archive's index could not be read" "Check the network, or put these files into $downloads:" \
 			"${missing[@]##* }"
@@ -141,15 +141,15 @@ unpack() {
 	base_id=$what-$(pin_version "$what" | tr -c 'A-Za-z0-9.\n' '_')
 	dir=$pristine/$base_id
 	[[ ! -d $dir ]] || return 0
-	lock "$cache/fetch.lock" "the downloads"
+	lock "$cache/fetch-$what.lock" "the sources of $what"
 	if [[ -d $dir ]]; then
-		unlock "$cache/fetch.lock"
+		unlock "$cache/fetch-$what.lock"
 		return 0
 	fi
 	fetch "$what"
 	step "unpacking $base_id"
 	mkdir -p "$pristine"
-	tmp=$pristine/.new.$$
+	tmp=$pristine/.new.$what.$$
 	rm -rf "$tmp" && mkdir "$tmp"
 	scratch_dirs+=("$tmp")
 	case $what in
@@ -180,7 +180,7 @@ unpack() {
 	esac
 	mv "$tmp/tree" "$dir"
 	rm -rf "$tmp"
-	unlock "$cache/fetch.lock"
+	unlock "$cache/fetch-$what.lock"
 }
 
 # The package's tarball leaves out firmware sources that configure looks for; two of the package's

@@ -15,7 +15,7 @@ long_stages=(fail_nth)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
-	local stage rc=0
+	local stage running=0 rc=0
 
 	need_packages test
 	rm -rf "$results"
@@ -23,15 +23,18 @@ run_stages() {
 	for stage; do
 		stage=${stage//-/_}
 		if [[ " ${parallel_stages[*]} " == *" $stage "* ]]; then
-			while (($(builtin jobs -rp | wc -l) >= 2)); do
+			if ((running == 2)); then
 				wait -n || true
-			done
+				running=1
+			fi
+			running=$((running + 1))
 			# a process group of its own, to be ended as a whole
 			set -m
 			run_stage "$stage" &
 			set +m
 		else
 			wait
+			running=0
 			run_stage "$stage"
 		fi
 	done
@@ -139,7 +142,7 @@ lab_spec() {
 # All that the VM stages need, so that each one's time is its own.
 check_trees() {
 	tap_plan 4
-	tap_loud "QEMU" build_qemu
+	tap_loud "QEMU and its tests" build_qemu tests
 	tap_loud "the lab kernel" build_linux lab
 	tap_loud "the debug kernel" build_linux debug
 	tap_loud "programs" build_programs
@@ -161,22 +164,18 @@ tap_loud() {
 check_qtests() {
 	local test
 
-	build_qemu >&2 || die "QEMU was not built"
-	link_firmware "$qemu_build/qemu-bundle/usr/local/share/qemu"
+	build_qemu tests >&2 || die "QEMU was not built"
+	make_rom "$qemu_build/qemu-bundle/usr/local/share/qemu"
 	while read -r test; do
 		run_qtest "$test"
 	done < <(qemu_qtests)
 }
 
-# The source package has no firmware; tests that start QEMU without -L look for it in the build.
-link_firmware() {
-	local dir=$1
-
-	mkdir -p "$dir"
-	ln -sf /usr/share/seabios/*.bin /usr/share/qemu/*.bin "$dir/"
-	# e1000e is among the default devices; an option ROM that does nothing
-	printf '\x55\xaa\x01\xcb' >"$dir/efi-e1000e.rom"
-	truncate -s 512 "$dir/efi-e1000e.rom"
+# The NIC among the default devices wants an option ROM: one that does nothing.
+make_rom() {
+	mkdir -p "$1"
+	printf '\x55\xaa\x01\xcb' >"$1/efi-e1000e.rom"
+	truncate -s 512 "$1/efi-e1000e.rom"
 }
 
 run_qtest() {

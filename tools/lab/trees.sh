@@ -383,9 +383,9 @@ qemu_qtests() {
 	(cd "$repo/qemu" && find tests/qtest -name '*-test.c' -printf '%f\n' 2>/dev/null | sed 's/\.c$//') || true
 }
 
-# build_qemu: QEMU is up to date, $qemu in $qemu_build, until release
+# build_qemu [tests]: QEMU (and its tests) is up to date, $qemu in $qemu_build, until release
 build_qemu() {
-	local build log hash targets t
+	local tests=${1:-} build log hash targets t stamp=.lab-stamp
 
 	unpack meson
 	export PYTHONPATH=$pristine/$base_id/usr/lib/python3/dist-packages
@@ -395,13 +395,14 @@ build_qemu() {
 	qemu_build=$build
 	qemu=$build/qemu-system-x86_64
 	hash=$( (cat "$tree/.lab-build-hash"; echo "${qemu_options[@]}"; gcc -dumpfullversion) | sha256sum | cut -d' ' -f1)
-	if [[ -f $build/.lab-stamp && $(<"$build/.lab-stamp") == "$hash" ]]; then
+	[[ ! $tests ]] || stamp=.lab-stamp-tests
+	if [[ -f $build/$stamp && $(<"$build/$stamp") == "$hash" ]]; then
 		step "qemu: up to date"
 		return 0
 	fi
-	step "qemu: building qemu-system-x86_64"
+	step "qemu: building qemu-system-x86_64${tests:+ and its tests}"
 	log=$cache/logs/$work_name-qemu.log
-	rm -f "$build/.lab-stamp"
+	rm -f "$build/.lab-stamp" "$build/$stamp"
 	if [[ ! -f $build/.lab-configured || $(<"$build/.lab-configured") != "${qemu_options[*]}" ]]; then
 		rm -rf "$build"
 		mkdir -p "$build"
@@ -409,12 +410,13 @@ build_qemu() {
 		echo "${qemu_options[*]}" >"$build/.lab-configured"
 	fi
 	targets=(qemu-system-x86_64)
-	while read -r t; do
-		if [[ -f $tree/tests/qtest/$t.c ]]; then
+	if [[ $tests ]]; then
+		while read -r t; do
 			targets+=("tests/qtest/$t")
-		fi
-	done < <(qemu_qtests)
+		done < <(qemu_qtests)
+	fi
 	long "compiling" "$log" 0 ninja ninja -C "$build" -j"$jobs" "${targets[@]}" || return 1
 	"$qemu" -device intel-iommu,help >"$build/.lab-vtd" 2>&1 || true
 	echo "$hash" >"$build/.lab-stamp"
+	echo "$hash" >"$build/$stamp"
 }
