@@ -16,7 +16,12 @@ tap_run() {
 	local name=$1 output rc=0
 	shift
 
-	output=$("$@" 2>&1) || rc=$?
+	output=$(
+		# a subshell has none of the script's traps
+		trap at_exit EXIT
+		trap 'exit 143' TERM
+		"$@" 2>&1
+	) || rc=$?
 	tap_count=$((tap_count + 1))
 	if ((rc)); then
 		[[ ! $output ]] || sed 's/^/# /' <<<"$output"

@@ -17,7 +17,7 @@ export PATH=/usr/lib/ccache:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
 cache=${VHOST_IOMMU_CACHE:-${XDG_CACHE_HOME:-${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}/.cache}/vhost-iommu}
 [[ $cache == /* ]] || cache=$PWD/$cache
 jobs=$(nproc)
-export CCACHE_DIR=$cache/ccache CCACHE_BASEDIR=$cache/work CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=5G
+export CCACHE_DIR=$cache/ccache CCACHE_BASEDIR=$cache/work CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=5G CCACHE_DEPEND=1
 
 # --- messages ---
 
@@ -61,6 +61,7 @@ die() {
 
 child=
 scratch_dirs=()
+scratch_top=
 
 # shellcheck disable=SC2329 # called by trap
 at_exit() {
@@ -74,18 +75,21 @@ at_exit() {
 		kill -TERM -- "-$child" 2>/dev/null || true
 	done
 	((${#scratch_dirs[@]} == 0)) || rm -rf "${scratch_dirs[@]}"
+	# a subshell's directories are below those of the script, which outlives it
+	[[ ! $scratch_top || $BASHPID != "$$" ]] || rm -rf "$scratch_top"
 	exit "$rc"
 }
 trap at_exit EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
+scratch_top=$(mktemp -d "${TMPDIR:-/tmp}/vhost-iommu.XXXXXX")
+
 # scratch VARIABLE: a directory that disappears when the script ends
 scratch() {
 	local scratch_new
 
-	scratch_new=$(mktemp -d "${TMPDIR:-/tmp}/vhost-iommu.XXXXXX")
-	scratch_dirs+=("$scratch_new")
+	scratch_new=$(mktemp -d "$scratch_top/XXXXXX")
 	printf -v "$1" %s "$scratch_new"
 }
 
