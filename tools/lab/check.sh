@@ -164,16 +164,16 @@ our_objects() {
 
 # prepare_check ARCH: a build directory in which single objects can be made: sets check_build, kmake_args
 prepare_check() {
-	local arch=$1 log stamp wanted
+	local log stamp wanted
 
+	select_arch "$1"
 	check_build=build-check-$arch
 	log=$cache/logs/$work_name-check-$arch.log
-	kmake_args=(O="$check_build")
+	kmake_args=(O="$check_build" "${arch_make[@]}")
 	if [[ $arch == arm64 ]]; then
-		kmake_args+=(ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-)
-		wanted=$(grep '^CONFIG_' "$lab/kernel-arm64.config")
+		wanted=$(merged_config "$lab/kernel-check-arm64.config")
 	else
-		wanted=$(merged_config lab)
+		wanted=$(merged_config "$lab/kernel-common.config" "$lab/kernel-x86.config")
 		wanted=${wanted//=m/=y}
 	fi
 	lock "$tree_lock.$check_build" "the objects of make check ($arch)"

@@ -141,10 +141,16 @@ lab_export() {
 	((changed)) || echo "the patches are as they were" >&2
 }
 
-# lab variant NAME [PATCH...]: a copy of the built tree with more patches
+# lab variant [--host HOST] NAME [PATCH...]: a copy of the built tree with more patches
 lab_variant() {
-	local name=${1:-} from=$work_name extra tree_from entry patch number=0
+	local name from=$work_name extra tree_from entry patch number=0
 
+	select_host vtd
+	if [[ ${1:-} == --host ]]; then
+		select_host "${2:-}"
+		shift 2
+	fi
+	name=${1:-}
 	if [[ $name == --delete ]]; then
 		name=${2:-}
 		[[ $name =~ ^[A-Za-z0-9_.-]+$ && $name != main ]] || die "lab variant --delete: which one?"
@@ -152,7 +158,7 @@ lab_variant() {
 		return
 	fi
 	[[ $name =~ ^[A-Za-z0-9_.-]+$ && $name != "$from" ]] || die "lab variant: which name?" \
-		"Usage: tools/lab/lab variant NAME [PATCH...]"
+		"Usage: tools/lab/lab variant [--host HOST] NAME [PATCH...]"
 	shift
 	for patch; do
 		[[ -f $patch ]] || die "there is no patch $patch"
@@ -164,16 +170,15 @@ lab_variant() {
 	select_tree linux
 	if [[ ! -d $tree ]]; then
 		work_name=$from
-		build_linux lab || exit 1
-		build_headers || exit 1
+		sync_tree linux
 		work_name=$name
 		select_tree linux
-		step "copying the built tree to '$name'"
+		step "copying the tree to '$name'"
 		rm -rf "$tree.new"
 		mkdir -p "$tree.new"
 		while read -r entry; do
 			case $entry in
-			build-lab | build-headers | .lab-*) cp -a --reflink=auto "$tree_from/$entry" "$tree.new/" ;;
+			.lab-*) cp -a --reflink=auto "$tree_from/$entry" "$tree.new/" ;;
 			build-*) ;;
 			# the builds write nothing here, and the lab replaces files, never writes into them
 			*) cp -al "$tree_from/$entry" "$tree.new/" ;;
@@ -181,12 +186,8 @@ lab_variant() {
 		done < <(ls -A "$tree_from")
 		mv "$tree.new" "$tree"
 		release
-		sync_tree linux
-		# objtool's build has absolute paths in it. It is made again here, and then as old as it was,
-		# or every object would be built again for it.
-		long "building objtool" "$cache/logs/$name-objtool.log" 0 . kmake O=build-lab prepare || exit 1
-		find "$tree/build-lab/tools" -type f -exec touch -r "$tree_from/build-lab/tools/objtool/objtool" {} +
 	fi
+	echo "$from" >"$cache/work/$name/origin"
 	extra=$cache/work/$name/extra-linux
 	rm -rf "$extra"
 	mkdir -p "$extra"
@@ -194,6 +195,6 @@ lab_variant() {
 		number=$((number + 1))
 		cp "$patch" "$extra/$(printf %04d "$number")-$(basename "$patch")"
 	done
-	build_linux lab || exit 1
-	note "run it with: tools/lab/lab run --work $name PROGRAM"
+	build_linux "lab$arch_suffix" || exit 1
+	note "run it with: tools/lab/lab run --host $host --work $name PROGRAM"
 }

@@ -5,6 +5,7 @@
  * Mounts the usual file systems and obeys /lab/script, a list of words that "lab run" wrote. Each
  * word ends with a NUL, its first character says what the rest means:
  *
+ *   o PATH                what programs print goes to this serial port
  *   m PATH [PARAMETERS]   load a module
  *   h NUMBER              reserve huge pages
  *   w PATH=VALUE          write a file (sysctl, debugfs)
@@ -14,8 +15,8 @@
  *   x                     run that program and wait for it
  *   l                     look for memory leaks (kmemleak)
  *
- * What the programs print goes to the second serial port, untouched. How they ended goes to the
- * kernel log, the first serial port, where no program can disturb it:
+ * What the programs print goes to the serial port of "o", untouched. How they ended goes to the
+ * kernel log, which the kernel's command line puts on another one, where no program can disturb it:
  *
  *   lab: start N PATH
  *   lab: exit N STATUS PATH      (STATUS is 128 + the signal if one killed it)
@@ -44,7 +45,7 @@
 #define EDU_DEVICE "0x11e8"
 
 static int kmsg = -1;
-static int output = -1;
+static int output = 1;
 
 static __attribute__((format(printf, 1, 2))) void report(const char *fmt, ...)
 {
@@ -223,11 +224,31 @@ static void find_leaks(void)
 		fclose(f);
 }
 
+static void open_output(const char *path)
+{
+	struct termios tio;
+	int fd = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+
+	if (fd < 0) {
+		report("failed open %s: %s", path, strerror(errno));
+		return;
+	}
+	output = fd;
+	if (!tcgetattr(output, &tio)) {
+		cfmakeraw(&tio);
+		cfsetspeed(&tio, B115200);
+		tcsetattr(output, TCSANOW, &tio);
+	}
+}
+
 static void obey(char *word, char **argv, int *argc)
 {
 	char *value = word + 1;
 
 	switch (word[0]) {
+	case 'o':
+		open_output(value);
+		break;
 	case 'm':
 		load_module(value);
 		break;
@@ -270,23 +291,6 @@ static void obey(char *word, char **argv, int *argc)
 	}
 }
 
-static void open_output(void)
-{
-	struct termios tio;
-
-	output = open("/dev/ttyS1", O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (output < 0) {
-		report("failed open /dev/ttyS1: %s", strerror(errno));
-		output = 1;
-		return;
-	}
-	if (!tcgetattr(output, &tio)) {
-		cfmakeraw(&tio);
-		cfsetspeed(&tio, B115200);
-		tcsetattr(output, TCSANOW, &tio);
-	}
-}
-
 int main(void)
 {
 	char *argv[MAX_ARGS + 1];
@@ -297,7 +301,6 @@ int main(void)
 
 	mount_all();
 	kmsg = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
-	open_output();
 	setenv("PATH", "/bin", 1);
 	setenv("HOME", "/tmp", 1);
 	chdir("/tmp");

@@ -75,22 +75,28 @@ lab_stage() {
 
 # --- programs that run in the VM ---
 
-# build_programs: selftests (ours and the kernel's), demo and bench, static, in $out/bin
+# build_programs ARCH: selftests (ours and the kernel's), demo and bench, static, in $bin
 build_programs() {
-	local dir log=$cache/logs/$work_name-programs.log
+	local dir log selftests
 
-	build_headers || return 1
-	lock "$out/lock" "the test programs"
-	mkdir -p "$out/bin"
+	build_headers "$1" || return 1
+	log=$cache/logs/$work_name-programs$arch_suffix.log
+	bin=$out/bin$arch_suffix
+	selftests=$out/selftests$arch_suffix
+	lock "$out/lock$arch_suffix" "the test programs"
+	mkdir -p "$bin"
 	for dir in vhost_iommu iommu; do
 		[[ -d $tree/tools/testing/selftests/$dir ]] || continue
-		mkdir -p "$out/selftests/$dir"
-		quietly "$log" make -C "$tree/tools/testing/selftests/$dir" OUTPUT="$out/selftests/$dir" -j"$jobs" \
-			KHDR_INCLUDES="-isystem $headers/usr/include" LDFLAGS=-static all || return 1
-		find "$out/selftests/$dir" -maxdepth 1 -type f -executable -exec cp -p {} "$out/bin/" \;
+		mkdir -p "$selftests/$dir"
+		# LDLIBS: libcap is all that they want, and tools/lab/include stands in for it
+		quietly "$log" make -C "$tree/tools/testing/selftests/$dir" "${arch_make[@]}" OUTPUT="$selftests/$dir" \
+			-j"$jobs" KHDR_INCLUDES="-isystem $headers/usr/include -isystem $lab/include" \
+			LDFLAGS=-static LDLIBS= all || return 1
+		find "$selftests/$dir" -maxdepth 1 -type f -executable -exec cp -p {} "$bin/" \;
 	done
 	if [[ -f $repo/tools/vhost-iommu/Makefile ]]; then
-		quietly "$log" make -C "$repo/tools/vhost-iommu" HDR="$headers/usr/include" OUT="$out/bin" -j"$jobs" || return 1
+		quietly "$log" make -C "$repo/tools/vhost-iommu" "${arch_make[@]}" HDR="$headers/usr/include" OUT="$bin" \
+			-j"$jobs" || return 1
 	fi
 	release
 }
@@ -106,31 +112,77 @@ quietly() {
 }
 
 lab_programs() {
+	local h
+
 	need_packages
-	build_programs || exit 1
-	note "programs: $out/bin"
+	wanted_hosts
+	for h in "${wanted[@]}"; do
+		select_host "$h"
+		build_programs "$arch" || exit 1
+		note "programs: $bin"
+	done
 }
 
 # --- demo and bench ---
 
 lab_demo() {
-	local options=(--icount --edu 2 --hugepages 64 --timeout 300 --log "$out/demo.log")
+	local options=(--timeout 300)
 
-	need_packages
-	plan 4
-	step "programs: demo"
-	build_programs || die "the demo was not built"
 	[[ ! ${VHOST_IOMMU_DROP:-} ]] || options+=(--env "VHOST_IOMMU_DROP=$VHOST_IOMMU_DROP")
 	[[ ! ${VHOST_IOMMU_FAULT:-} ]] || options+=(--env "VHOST_IOMMU_FAULT=$VHOST_IOMMU_FAULT")
-	lab_run "${options[@]}" "$@" "$out/bin/demo"
+	on_hosts demo "${options[@]}" "$@"
 }
 
 lab_bench() {
+	on_hosts bench --timeout 600 "$@"
+}
+
+# on_hosts PROGRAM OPTION...: run it on the wanted hosts, side by side, and merge what it prints. Lines
+# that begin with "= " are for tools/lab/columns, the others for people.
+on_hosts() {
+	local program=$1 h rc=0 status files=()
+	local -A pid=()
+	shift
+
 	need_packages
-	plan 4
-	step "programs: bench"
-	build_programs || die "the benchmark was not built"
-	lab_run --icount --edu 2 --hugepages 64 --timeout 600 --log "$out/bench.log" "$@" "$out/bin/bench"
+	wanted_hosts
+	plan $((1 + 3 * ${#wanted[@]}))
+	build_qemu || die "QEMU was not built"
+	for h in "${wanted[@]}"; do
+		select_host "$h"
+		build_linux "lab$arch_suffix" || die "the kernel of $h was not built"
+		step "programs: $program, for $arch"
+		build_programs "$arch" || die "$program was not built for $arch"
+	done
+	for h in "${wanted[@]}"; do
+		select_host "$h"
+		step "running $program on $h"
+		set -m
+		LAB_WORK=$work_name "$lab/lab" run --quiet --host "$h" --icount --edu 2 --hugepages 64 \
+			--log "$out/$program.$h.log" "$@" "$out/bin$arch_suffix/$program" \
+			>"$out/$program.$h.out" 2>"$out/$program.$h.err" &
+		set +m
+		pid[$h]=$!
+	done
+	for h in "${wanted[@]}"; do
+		status=0
+		wait "${pid[$h]}" || status=$?
+		sed "s/^lab: /lab: $h: /" "$out/$program.$h.err" >&2
+		((rc)) || rc=$status
+		files+=("$h=$out/$program.$h.out")
+	done
+	if ((${#wanted[@]} == 1)); then
+		grep -v '^= ' "${files[0]#*=}" || true
+	fi
+	if [[ -x $lab/columns ]]; then
+		"$lab/columns" "$program" "${files[@]}" || ((rc)) || rc=1
+	elif ((${#wanted[@]} > 1)); then
+		for h in "${files[@]}"; do
+			echo "${h%%=*}:"
+			cat "${h#*=}"
+		done
+	fi
+	return "$rc"
 }
 
 lab_spec() {
@@ -182,29 +234,40 @@ run_qtest() {
 	qtest "$1" --tap -k || true
 }
 
+# qtest_host TEST: the host whose QEMU a test is for
+qtest_host() {
+	case $1 in
+	arm-*) echo smmuv3 ;;
+	*) echo vtd ;;
+	esac
+}
+
 qtest() {
 	local test=$1
 	shift
 
-	env -C "$qemu_build" QTEST_QEMU_BINARY=./qemu-system-x86_64 timeout -k 5 300 "./tests/qtest/$test" "$@" </dev/null
+	select_host "$(qtest_host "$test")"
+	env -C "$qemu_build" QTEST_QEMU_BINARY="./$host_qemu" timeout -k 5 300 "./tests/qtest/$test" "$@" </dev/null
 }
 
 # vm_programs STAGE OPTIONS... -- PROGRAM...: what the programs print is the stage's result
 vm_programs() {
-	local stage=$1 program
+	local stage=$1 program host=vtd bin
 	local -a options=() programs=()
 	shift
 
 	while [[ $1 != -- ]]; do
+		[[ $1 != --host ]] || host=$2
 		options+=("$1")
 		shift
 	done
 	shift
-	build_programs >&2 || die "the test programs were not built"
+	select_host "$host"
+	build_programs "$arch" >&2 || die "the test programs were not built"
 	for program; do
-		[[ -x $out/bin/$program ]] || die "there is no program $program" "It should come from tools/testing/selftests."
+		[[ -x $bin/$program ]] || die "there is no program $program" "It should come from tools/testing/selftests."
 		((${#programs[@]} == 0)) || programs+=(--then)
-		programs+=("$out/bin/$program")
+		programs+=("$bin/$program")
 	done
 	lab_run --log "$results/$stage.console" "${options[@]}" "${programs[@]}"
 }

@@ -79,7 +79,7 @@ tree_hash() {
 			fi | xargs -r -d '\n' sha256sum
 		else
 			cd "$repo/qemu" && qemu_files | xargs -r -d '\n' sha256sum
-			sha256sum <"$lab/qemu-x86_64.mak"
+			sha256sum "$lab"/qemu-*.mak | sed "s; .*/; ;"
 		fi
 	} | sha256sum | cut -d' ' -f1
 }
@@ -136,7 +136,7 @@ make_tree() {
 # sync_tree linux|qemu: the tree holds the base, our files and our patches, and nobody changes it
 # before release.
 sync_tree() {
-	local what=$1 hash build_hash new file patch old source root
+	local what=$1 hash build_hash new file patch old source root arch_dir
 
 	release
 	select_tree "$what"
@@ -173,8 +173,12 @@ sync_tree() {
 	done <"$new.list"
 	rsync -rl --files-from="$new.list" "$root/" "$new/"
 	if [[ $what == qemu ]]; then
-		mkdir -p "$new/configs/devices/x86_64-softmmu"
-		cp "$lab/qemu-x86_64.mak" "$new/configs/devices/x86_64-softmmu/lab.mak"
+		for file in "$lab"/qemu-*.mak; do
+			arch_dir=${file##*/qemu-}
+			arch_dir=$new/configs/devices/${arch_dir%.mak}-softmmu
+			mkdir -p "$arch_dir"
+			cp "$file" "$arch_dir/lab.mak"
+		done
 	fi
 
 	mapfile -t patches < <(series "$what")
@@ -227,24 +231,15 @@ apply_refused() {
 
 # --- Linux ---
 
-kernel_config() {
-	case $1 in
-	lab) echo "$lab/kernel-lab.config" ;;
-	debug) echo "$lab/kernel-lab.config $lab/kernel-debug.config" ;;
-	*) die "there is no kernel '$1' (lab, debug)" ;;
-	esac
-}
-
 kmake() {
 	make -C "$tree" -j"$jobs" KBUILD_BUILD_TIMESTAMP=1970-01-01 KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=lab \
 		KBUILD_BUILD_VERSION=1 LOCALVERSION= "$@"
 }
 
-# merged_config KIND: one value per symbol, the last one given
+# merged_config FILE...: one value per symbol, the last one given
 merged_config() {
-	# shellcheck disable=SC2046
 	awk -F= '/^CONFIG_/ { if (!($1 in value)) order[++n] = $1; value[$1] = $0 }
-		END { for (i = 1; i <= n; i++) print value[order[i]] }' $(kernel_config "$1")
+		END { for (i = 1; i <= n; i++) print value[order[i]] }' "$@"
 }
 
 # check_config WANTED RESULT [TREE]: every line of WANTED is in RESULT
@@ -262,7 +257,7 @@ check_config() {
 		elif ! grep -q -x -F -- "$line" "$result"; then
 			hint="it has $(grep -E "^(# )?$symbol[= ]" "$result" || echo 'nothing')"
 			if [[ $src ]] && ! grep -r -q -s -E --include='Kconfig*' "^[[:space:]]*(menu)?config ${symbol#CONFIG_}\$" \
-				"$src/drivers" "$src/kernel" "$src/lib" "$src/arch/x86" "$src/mm" "$src/fs" "$src/init" "$src/net"; then
+				"$src/drivers" "$src/kernel" "$src/lib" "$src/arch" "$src/mm" "$src/fs" "$src/init" "$src/net"; then
 				if [[ $symbol == CONFIG_VHOST_IOMMU && -z $(series linux) ]]; then
 					warn "$line: no Kconfig knows it, as linux-patches/ is empty"
 					continue
@@ -315,15 +310,18 @@ configure_kernel() {
 }
 
 # build_linux KIND: the tree is up to date and so is its kernel of that kind, in $kernel_build, and
-# both stay so until release.
+# both stay so until release. Sets what select_kind sets.
 build_linux() {
 	local kind=$1 build log wanted hash expected
 
+	select_kind "$kind"
+	adopt_build "$kind" || return 1
 	sync_tree linux
 	lock "$tree_lock.$kind" "the $kind kernel '$work_name'"
 	build=$tree/build-$kind
-	wanted=$(merged_config "$kind")
-	hash=$( (cat "$tree/.lab-build-hash"; echo "$wanted"; gcc -dumpfullversion) | sha256sum | cut -d' ' -f1)
+	wanted=$(merged_config "${kind_config[@]}")
+	hash=$( (cat "$tree/.lab-build-hash"; echo "$wanted"; "${arch_cross}gcc" -dumpfullversion) | sha256sum |
+		cut -d' ' -f1)
 	kernel_build=$build
 	if [[ -f $build/.lab-stamp && $(<"$build/.lab-stamp") == "$hash" ]]; then
 		step "linux: the $kind kernel is up to date"
@@ -338,11 +336,11 @@ build_linux() {
 		expected=1350
 		[[ ! -f $cache/logs/objects-$kind ]] || expected=$(<"$cache/logs/objects-$kind")
 	fi
-	configure_kernel "$build" "$wanted" "$log" ||
+	configure_kernel "$build" "$wanted" "$log" "${arch_make[@]}" ||
 		die "the $kind kernel cannot be configured as tools/lab/kernel-*.config asks" \
 			"A dependency may be missing, or have a new name in this tree."
 	long "compiling" "$log" "$expected" '^  (CC|AS|AR|LD|HOSTCC|HOSTLD)' \
-		kmake O="build-$kind" bzImage modules || return 1
+		kmake "${arch_make[@]}" O="build-$kind" "${arch_image##*/}" modules || return 1
 	if ((expected)); then
 		grep -c -E '^  (CC|AS|AR|LD|HOSTCC|HOSTLD)' "$log" >"$cache/logs/objects-$kind" || true
 	fi
@@ -350,27 +348,71 @@ build_linux() {
 	echo "$hash" >"$build/.lab-stamp"
 }
 
-# The kernel's headers for userspace, of our tree: sets headers
+# adopt_build KIND: a variant of a tree starts with what the tree that it comes from has built.
+adopt_build() {
+	local kind=$1 name=$work_name origin=$cache/work/$work_name/origin from file new
+	local -a ours=()
+
+	[[ -f $origin ]] || return 0
+	select_tree linux
+	[[ ! -d $tree/build-$kind ]] || return 0
+	work_name=$(<"$origin")
+	if ! build_linux "$kind"; then
+		work_name=$name
+		return 1
+	fi
+	from=$tree
+	work_name=$name
+	select_tree linux
+	step "copying the built $kind kernel to '$name'"
+	new=$tree/build-$kind.new.$$
+	scratch_dirs+=("$new")
+	cp -a --reflink=auto "$from/build-$kind" "$new"
+	# What the variant has of its own may be older than the copied objects.
+	while read -r file; do
+		[[ ! -f $tree/$file ]] || cmp -s "$from/$file" "$tree/$file" || ours+=("$tree/$file")
+	done < <(LC_ALL=C sort -u "$from/.lab-files" "$tree/.lab-files")
+	release
+	lock "$tree_lock" "the linux tree '$work_name'"
+	if [[ -d $tree/build-$kind ]]; then
+		rm -rf "$new"
+		return 0
+	fi
+	((${#ours[@]} == 0)) || touch "${ours[@]}"
+	mv "$new" "$tree/build-$kind"
+	sync_tree linux
+	# objtool's build has absolute paths in it. It is made again here, and then as old as it was,
+	# or every object would be built again for it.
+	if [[ -x $from/build-$kind/tools/objtool/objtool ]]; then
+		long "building objtool" "$cache/logs/$name-objtool.log" 0 . \
+			kmake "${arch_make[@]}" O="build-$kind" prepare || return 1
+		find "$tree/build-$kind/tools" -type f -exec touch -r "$from/build-$kind/tools/objtool/objtool" {} +
+	fi
+}
+
+# build_headers ARCH: the kernel's headers for userspace, of our tree: sets headers
 build_headers() {
 	local hash
 
+	select_arch "$1"
 	sync_tree linux
-	headers=$tree/build-headers
-	lock "$tree_lock.headers" "the kernel headers '$work_name'"
+	headers=$tree/build-headers$arch_suffix
+	lock "$tree_lock.headers$arch_suffix" "the kernel headers '$work_name'"
 	hash=$(<"$tree/.lab-build-hash")
 	[[ ! -f $headers/.lab-stamp || $(<"$headers/.lab-stamp") != "$hash" ]] || return 0
 	mkdir -p "$headers"
-	long "installing the kernel's headers" "$cache/logs/$work_name-headers.log" 0 . \
-		kmake O=build-headers headers || return 1
+	long "installing the kernel's headers" "$cache/logs/$work_name-headers$arch_suffix.log" 0 . \
+		kmake "${arch_make[@]}" O="build-headers$arch_suffix" headers || return 1
 	echo "$hash" >"$headers/.lab-stamp"
 }
 
 # --- QEMU ---
 
-qemu_options=(--python=/usr/bin/python3 --disable-download --target-list=x86_64-softmmu --without-default-features
+qemu_options=(--python=/usr/bin/python3 --disable-download --target-list=x86_64-softmmu,aarch64-softmmu
+	--without-default-features
 	--enable-system --enable-tcg --enable-kvm --enable-fdt=system --enable-vhost-kernel --enable-vhost-net
 	--disable-werror --disable-debug-info --disable-docs --disable-install-blobs --without-default-devices
-	--with-devices-x86_64=lab --firmwarepath=/usr/share/seabios:/usr/share/qemu)
+	--with-devices-x86_64=lab --with-devices-aarch64=lab --firmwarepath=/usr/share/seabios:/usr/share/qemu)
 qtests=(intel-iommu-test)
 
 qemu_qtests() {
@@ -383,9 +425,9 @@ qemu_qtests() {
 	(cd "$repo/qemu" && find tests/qtest -name '*-test.c' -printf '%f\n' 2>/dev/null | sed 's/\.c$//') || true
 }
 
-# build_qemu [tests]: QEMU (and its tests) is up to date, $qemu in $qemu_build, until release
+# build_qemu [tests]: QEMU for each host (and its tests) is up to date in $qemu_build, until release
 build_qemu() {
-	local tests=${1:-} build log hash targets t stamp=.lab-stamp
+	local tests=${1:-} build log hash targets=() t stamp=.lab-stamp
 
 	unpack meson
 	export PYTHONPATH=$pristine/$base_id/usr/lib/python3/dist-packages
@@ -393,14 +435,13 @@ build_qemu() {
 	lock "$tree_lock.build" "QEMU '$work_name'"
 	build=$tree/build
 	qemu_build=$build
-	qemu=$build/qemu-system-x86_64
 	hash=$( (cat "$tree/.lab-build-hash"; echo "${qemu_options[@]}"; gcc -dumpfullversion) | sha256sum | cut -d' ' -f1)
 	[[ ! $tests ]] || stamp=.lab-stamp-tests
 	if [[ -f $build/$stamp && $(<"$build/$stamp") == "$hash" ]]; then
 		step "qemu: up to date"
 		return 0
 	fi
-	step "qemu: building qemu-system-x86_64${tests:+ and its tests}"
+	step "qemu: building QEMU${tests:+ and its tests}"
 	log=$cache/logs/$work_name-qemu.log
 	rm -f "$build/.lab-stamp" "$build/$stamp"
 	if [[ ! -f $build/.lab-configured || $(<"$build/.lab-configured") != "${qemu_options[*]}" ]]; then
@@ -409,14 +450,18 @@ build_qemu() {
 		long "configuring" "$log" 0 . env -C "$build" CC=gcc ../configure "${qemu_options[@]}" || return 1
 		echo "${qemu_options[*]}" >"$build/.lab-configured"
 	fi
-	targets=(qemu-system-x86_64)
+	for t in "${hosts[@]}"; do
+		targets+=("$(select_host "$t" && echo "$host_qemu")")
+	done
 	if [[ $tests ]]; then
 		while read -r t; do
 			targets+=("tests/qtest/$t")
 		done < <(qemu_qtests)
 	fi
 	long "compiling" "$log" 0 ninja ninja -C "$build" -j"$jobs" "${targets[@]}" || return 1
-	"$qemu" -device intel-iommu,help >"$build/.lab-vtd" 2>&1 || true
+	for t in "${hosts[@]}"; do
+		(select_host "$t" && "$build/$host_qemu" -machine none -device "$host_iommu,help") >"$(iommu_help "$t")" 2>&1 || true
+	done
 	echo "$hash" >"$build/.lab-stamp"
 	echo "$hash" >"$build/$stamp"
 }

@@ -7,11 +7,12 @@
 lab_run() {
 	local kernel=lab kernel_work=$work_name limit=120 icount= smp=2 mem=2G edus=1 log= hugepages= leaks= quiet=
 	local append=() environment=() files=() qemu_args=() writes=() trace=
-	local vtd='intremap=on,x-scalable-mode=on,x-flts=on,aw-bits=48' nest=1
+	local vtd='' smmu='' smmus=1 host=vtd
 	local dir script argument first program rc=0 line
 
 	while (($#)); do
 		case $1 in
+		--host) host=$2; shift ;;
 		--kernel) kernel=$2; shift ;;
 		--work) kernel_work=$2; shift ;;
 		--timeout) limit=$2; shift ;;
@@ -26,7 +27,9 @@ lab_run() {
 		--write) writes+=("$2"); shift ;;
 		--file) files+=("$2"); shift ;;
 		--leaks) leaks=1 ;;
-		--vtd) vtd=$2 nest=; shift ;;
+		--vtd) vtd=$2; shift ;;
+		--smmu) smmu=$2; shift ;;
+		--smmus) smmus=$2; shift ;;
 		--qemu-arg) qemu_args+=("$2"); shift ;;
 		--trace) trace=$2; shift ;;
 		--quiet) quiet=1 ;;
@@ -37,6 +40,8 @@ lab_run() {
 		shift
 	done
 	(($#)) || die "lab run: which program?" "Usage: tools/lab/lab run [OPTIONS] PROGRAM [ARGUMENTS]"
+	check_run_options
+	select_host "$host"
 
 	need_packages
 	# A private copy of all that the run needs: the trees may change while it goes on.
@@ -46,22 +51,24 @@ lab_run() {
 	else
 		build_qemu || die "QEMU was not built"
 	fi
-	cp "$qemu" "$dir/qemu"
-	if [[ $nest ]] && grep -q '^ *x-nest=' "$qemu_build/.lab-vtd"; then
-		vtd+=,x-nest=on
-	fi
+	cp "$qemu_build/$host_qemu" "$dir/qemu"
+	host_properties+=$(optional_properties "$(iommu_help "$host")" "${host_optional[@]}")
+	# the user's are the last, and hold
+	host_properties=${vtd:-$host_properties${smmu:+,$smmu}}
 	# a variant is one of the kernel; QEMU is the common one
 	work_name=$kernel_work
 	if [[ $quiet ]]; then
-		build_linux "$kernel" 2>"$dir/build.log" || die "the $kernel kernel was not built" "$(<"$dir/build.log")"
+		build_linux "$kernel$arch_suffix" 2>"$dir/build.log" ||
+			die "the $kernel kernel was not built" "$(<"$dir/build.log")"
 	else
-		build_linux "$kernel" || die "the $kernel kernel was not built"
+		build_linux "$kernel$arch_suffix" || die "the $kernel kernel was not built"
 	fi
-	cp "$kernel_build/arch/x86/boot/bzImage" "$dir/bzImage"
+	cp "$kernel_build/$arch_image" "$dir/kernel"
 	mkdir -p "$dir/root"/{bin,dev,proc,sys,tmp,lab/modules}
 	compile_init "$dir/root/init"
 	script=$dir/root/lab/script
 	: >"$script"
+	word o "$host_output"
 	while read -r line; do
 		cp "$kernel_build/$line" "$dir/root/lab/modules/"
 		word m "/lab/modules/$(basename "$line")"
@@ -91,7 +98,7 @@ lab_run() {
 			if [[ -f $argument ]]; then
 				program=/bin/$(basename "$argument")
 				[[ -e $dir/root$program ]] || cp "$argument" "$dir/root$program"
-				check_static "$argument"
+				check_program "$argument"
 			elif [[ $argument == /* && -e $dir/root$argument ]]; then
 				program=$argument
 			else
@@ -106,28 +113,24 @@ lab_run() {
 	[[ ! $leaks ]] || word l ''
 	make_initrd "$dir/root" "$dir/initrd"
 
-	local options=(-nodefaults -no-reboot -display none -monitor none -nic none -m "$mem" -cpu max
-		-machine q35,kernel-irqchip=split
+	local options=(-nodefaults -no-reboot -display none -monitor none -nic none -m "$mem" "${host_machine[@]}"
 		-chardev "file,id=console,path=$dir/console" -serial chardev:console
 		-chardev stdio,id=output,signal=off -serial chardev:output
-		-kernel "$dir/bzImage" -initrd "$dir/initrd")
-	# no_timer_check: on a busy machine the emulated timer can miss what the kernel's check expects
-	append=(console=ttyS0 panic=-1 printk.devkmsg=on no_timer_check "${append[@]}")
+		-kernel "$dir/kernel" -initrd "$dir/initrd")
+	append=("console=$host_console" panic=-1 printk.devkmsg=on "${host_append[@]}" "${append[@]}")
 	[[ ! $leaks ]] || append+=(kmemleak=on)
 	if [[ $icount ]]; then
 		options+=(-accel 'tcg,thread=single' -smp 1 -icount 'shift=0,sleep=off' -seed 1
 			-rtc 'base=2026-01-01,clock=vm')
-		append+=(nokaslr noapictimer)
+		append+=(nokaslr "${host_append_icount[@]}")
 	else
 		options+=(-accel 'tcg,thread=multi' -smp "$smp" -seed 1)
 	fi
-	options+=(-device "intel-iommu,$vtd")
-	for ((line = 0; line < edus; line++)); do
-		options+=(-device 'edu,dma_mask=0xffffffffffff')
-	done
+	add_devices
 	[[ ! $trace ]] || options+=(-trace "$trace" -D "${log:-$dir/console}.trace")
 	options+=("${qemu_args[@]}" -append "${append[*]}")
 	release
+	((smmus == 1)) || two_smmus
 
 	: >"$dir/console"
 	boot "$dir" "$limit" "${options[@]}" || rc=$?
@@ -137,6 +140,49 @@ lab_run() {
 		cp "$dir/log" "$log"
 	fi
 	judge "$dir/log" "$rc" "$limit" "$log"
+}
+
+# The last edu device is behind the last SMMU.
+add_devices() {
+	local number edu=edu,dma_mask=0xffffffffffff
+
+	options+=(-device "$host_iommu,id=iommu0${host_bus:+,primary-bus=$host_bus},$host_properties")
+	if ((smmus > 1)); then
+		options+=(-device "pxb-pcie,id=pxb,bus_nr=$pxb_bus,bus=$host_bus"
+			-device "$host_iommu,id=iommu1,primary-bus=pxb,$host_properties")
+	fi
+	for ((number = 1; number <= edus; number++)); do
+		if ((number == edus && smmus > 1)); then
+			options+=(-device "$edu,bus=pxb")
+		else
+			options+=(-device "$edu,bus=pcie.0")
+		fi
+	done
+}
+
+# The device tree that QEMU makes for these options, and what it leaves out.
+two_smmus() {
+	"$dir/qemu" "${options[@]}" -machine "dumpdtb=$dir/dtb" >"$dir/dtb.log" 2>&1 </dev/null || true
+	[[ -s $dir/dtb ]] || die "QEMU did not write its device tree" "$(<"$dir/dtb.log")"
+	add_second_smmu "$dir/dtb"
+	options+=(-dtb "$dir/dtb")
+}
+
+# What can be said about lab run's options before anything is built.
+check_run_options() {
+	local option name
+
+	[[ " ${hosts[*]} " == *" $host "* ]] || die "lab run --host $host: there is no such host" "There are: ${hosts[*]}"
+	[[ $kernel == lab || $kernel == debug ]] || die "lab run --kernel $kernel: there is no such kernel" \
+		"There are lab and debug, for each host."
+	for option in smp edu=edus smmus timeout=limit; do
+		name=${option#*=}
+		[[ ${!name} =~ ^[0-9]+$ ]] || die "lab run --${option%=*} wants a number, not '${!name}'"
+	done
+	[[ ! $vtd || $host == vtd ]] || die "lab run --vtd is for --host vtd" "Properties of an SMMU: --smmu"
+	[[ ! $smmu || $host == smmuv3 ]] || die "lab run --smmu is for --host smmuv3" "Properties of a VT-d: --vtd"
+	((smmus == 1 || smmus == 2)) || die "lab run --smmus: 1 or 2, not $smmus"
+	((smmus == 1)) || [[ $host == smmuv3 ]] || die "lab run --smmus is for --host smmuv3"
 }
 
 word() {
@@ -189,7 +235,15 @@ judge() {
 	return "${status:-0}"
 }
 
-check_static() {
+# check_program FILE: it can run in the VM
+check_program() {
+	local machine
+
+	machine=$(readelf -h "$1" 2>/dev/null | sed -n 's/^ *Machine: *//p')
+	if [[ $machine && $machine != "$arch_elf" ]]; then
+		die "$1 is made for $machine, the host $host has $arch_elf" \
+			"Programs for each are in build/bin (x86) and build/bin-arm64 (tools/lab/lab programs)."
+	fi
 	if LC_ALL=C grep -q -a -m1 'ld-linux' "$1" && ! file_is_static "$1"; then
 		die "$1 is linked dynamically; the VM has no libraries" "Link it with -static."
 	fi
@@ -203,10 +257,10 @@ compile_init() {
 	local sum file
 
 	sum=$(sha256sum <"$lab/init.c" | cut -c1-16)
-	file=$cache/work/init-$sum
+	file=$cache/work/init-$arch-$sum
 	if [[ ! -x $file ]]; then
 		mkdir -p "$cache/work"
-		gcc -O2 -Wall -Wextra -static -o "$file.$$" "$lab/init.c" || die "tools/lab/init.c does not compile"
+		"${arch_cross}gcc" -O2 -Wall -Wextra -static -o "$file.$$" "$lab/init.c" || die "tools/lab/init.c does not compile"
 		mv "$file.$$" "$file"
 	fi
 	cp "$file" "$1"
