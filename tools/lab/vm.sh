@@ -142,18 +142,19 @@ lab_run() {
 	judge "$dir/log" "$rc" "$limit" "$log"
 }
 
-# The last edu device is behind the last SMMU.
+# The last edu device is behind the last IOMMU. Only bridges can be plugged into the expander.
 add_devices() {
 	local number edu=edu,dma_mask=0xffffffffffff
 
 	options+=(-device "$host_iommu,id=iommu0${host_bus:+,primary-bus=$host_bus},$host_properties")
 	if ((smmus > 1)); then
 		options+=(-device "pxb-pcie,id=pxb,bus_nr=$pxb_bus,bus=$host_bus"
-			-device "$host_iommu,id=iommu1,primary-bus=pxb,$host_properties")
+			-device "$host_iommu,id=iommu1,primary-bus=pxb,$host_properties"
+			-device "pcie-root-port,id=pxb_port,bus=pxb,chassis=1")
 	fi
 	for ((number = 1; number <= edus; number++)); do
 		if ((number == edus && smmus > 1)); then
-			options+=(-device "$edu,bus=pxb")
+			options+=(-device "$edu,bus=pxb_port")
 		else
 			options+=(-device "$edu,bus=pcie.0")
 		fi
