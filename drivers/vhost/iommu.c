@@ -87,7 +87,7 @@ struct vhost_iommu_ep {
  * @endpoints: device TLBs behind it
  * @inval: the iommufd object
  * @object_id: its ID
- * @tag: the ASID that the domain has there
+ * @tag: what the object knows the domain by, or 0
  */
 struct vhost_iommu_tgt {
 	struct list_head node;
@@ -474,6 +474,21 @@ static u8 serve_descs(struct vhost_iommu_vq *q, unsigned int nr, u32 *done)
 	return *done < i ? VIRTIO_IOMMU_S_DEVERR : status;
 }
 
+/* For whoever wants to see what a guest has sent, byte for byte. */
+static void trace_request(struct vhost_iommu_vq *q,
+			  const struct virtio_iommu_req_invalidate *head,
+			  unsigned int nr)
+{
+	unsigned int dev = to_vhost_iommu(q)->id, off = sizeof(*head), i;
+
+	if (!trace_vhost_iommu_take_enabled())
+		return;
+	trace_vhost_iommu_take(dev, q->index, 0, head, sizeof(*head));
+	for (i = 0; i < nr; i++, off += sizeof(q->descs[i]))
+		trace_vhost_iommu_take(dev, q->index, off, &q->descs[i],
+				       sizeof(q->descs[i]));
+}
+
 /*
  * Serve the request that lies in @out readable and @in writable segments of
  * vq->iov. Returns the used length, 0 if the request has no place for an answer
@@ -515,6 +530,7 @@ static int serve_request(struct vhost_iommu_vq *q, unsigned int out,
 					 &iter))
 			return -EFAULT;
 		*cost += nr;
+		trace_request(q, &head, nr);
 		tail.status = serve_descs(q, nr, &done);
 	}
 	tail.done = cpu_to_le32(done);

@@ -7,6 +7,32 @@
 
 #include <linux/tracepoint.h>
 
+/*
+ * A part of a request as it was taken from the queue: the head at offset 0, then
+ * each descriptor.
+ */
+TRACE_EVENT(vhost_iommu_take,
+	TP_PROTO(unsigned int dev, unsigned int queue, unsigned int offset,
+		 const void *data, unsigned int len),
+	TP_ARGS(dev, queue, offset, data, len),
+	TP_STRUCT__entry(
+		__field(unsigned int, dev)
+		__field(unsigned int, queue)
+		__field(unsigned int, offset)
+		__dynamic_array(u8, data, len)
+	),
+	TP_fast_assign(
+		__entry->dev = dev;
+		__entry->queue = queue;
+		__entry->offset = offset;
+		memcpy(__get_dynamic_array(data), data, len);
+	),
+	TP_printk("dev=%u queue=%u offset=%u data=%s", __entry->dev,
+		  __entry->queue, __entry->offset,
+		  __print_hex_str(__get_dynamic_array(data),
+				  __get_dynamic_array_len(data)))
+);
+
 /* One INVALIDATE request has been answered. */
 TRACE_EVENT(vhost_iommu_request,
 

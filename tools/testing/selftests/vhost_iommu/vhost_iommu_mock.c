@@ -2855,6 +2855,21 @@ TEST_F(vi, tracepoints)
 	snprintf(path, sizeof(path), "%s/trace", root);
 	read_file(path, buf, sizeof(buf));
 	EXPECT_NE(NULL, strstr(buf, "queue=0 nr=2 done=1 status=6"));
+	/* Head and descriptors, byte for byte. */
+	EXPECT_NE(NULL, strstr(buf, "queue=0 offset=0 data=22000200\n"));
+	for (i = 0; i < 2; i++) {
+		const __u8 *byte = (const __u8 *)&self->req.desc[i];
+		unsigned int len, k;
+
+		len = snprintf(path, sizeof(path), "queue=0 offset=%u data=",
+			       4 + 32 * i);
+		for (k = 0; k < 32; k++)
+			len += snprintf(path + len, sizeof(path) - len, "%02x",
+					byte[k]);
+		EXPECT_NE(NULL, strstr(buf, path)) {
+			TH_LOG("no %s", path);
+		}
+	}
 	for (i = 0; i < ARRAY_SIZE(phases); i++) {
 		snprintf(path, sizeof(path),
 			 "domain=%u format=mock tag=%u phase=%s entries=1 %s",
