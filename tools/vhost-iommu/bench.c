@@ -39,7 +39,8 @@ static const char help[] =
 "Prints what it costs to invalidate 1, 16 and 256 pages of a domain: on a\n"
 "virtqueue that vhost-iommu serves, and with ioctl(IOMMU_HWPT_INVALIDATE). Run it\n"
 "where the clock counts instructions: qemu -icount shift=0, one vCPU. Elsewhere\n"
-"the figures are nanoseconds.\n"
+"the figures are nanoseconds. Lines that begin with \"= \" are the medians once\n"
+"more, for programs.\n"
 "\n"
 "It takes a QEMU \"edu\" device that is bound to vfio-pci, behind an IOMMU that\n"
 "nests, /dev/iommu and /dev/vhost-iommu.\n";
@@ -78,7 +79,7 @@ static __u64 page_start(const struct bench *b, unsigned int i)
 
 static __u64 page_last(const struct bench *b, unsigned int i)
 {
-	return page_start(b, i) + (1ULL << b->vmm.fmt->granule) - 1;
+	return page_start(b, i) + (1ULL << b->vmm.granule) - 1;
 }
 
 static int queue_post(struct bench *b, unsigned int nr)
@@ -89,7 +90,7 @@ static int queue_post(struct bench *b, unsigned int nr)
 	inv_req_reset(&b->req);
 	for (i = 0; i < nr; i++)
 		inv_req_range(&b->req, b->dom.id, page_start(b, i),
-			      page_last(b, i), b->vmm.fmt->granule,
+			      page_last(b, i), b->vmm.granule,
 			      VIRTIO_IOMMU_INV_F_LEAF);
 	ret = inv_req_post(&b->req, &b->vq);
 	return ret < 0 ? ret : 0;
@@ -137,8 +138,8 @@ static int run_generic(struct bench *b, unsigned int nr)
 	for (i = 0; i < nr; i++)
 		b->generic[i] = (struct iommu_inval_generic){
 			.scope = IOMMU_INVAL_SCOPE_RANGE,
-			.granule = b->vmm.fmt->granule,
-			.leaf_shift = b->vmm.fmt->granule,
+			.granule = b->vmm.granule,
+			.leaf_shift = b->vmm.granule,
 			.flags = IOMMU_INVAL_FLAG_LEAF,
 			.tag = b->dom.target[0].tag,
 			.start = page_start(b, i),
@@ -249,6 +250,10 @@ static int table(struct bench *b, const char *title)
 						 result[0][s].median);
 		printf("\n");
 	}
+	for (m = 0; m < NR_METHODS; m++)
+		for (s = 0; s < NR_SIZES; s++)
+			printf("= cost|%s|%s|%u|%llu\n", title, methods[m].name,
+			       entries[s], result[m][s].median);
 	return 0;
 }
 
@@ -288,11 +293,12 @@ int main(int argc, char **argv)
 	if (setup(&b))
 		return 2;
 
+	printf("= host|%s\n", b.vmm.dev[0].at.caps.name);
 	printf("Host IOMMU: %s. From the first byte of the request until its completion is\n"
 	       "seen: median and minimum of %u, and the median's ratio to the ioctl in the\n"
 	       "vendor's format. Instructions where the clock counts them, else nanoseconds.\n",
 	       b.vmm.dev[0].at.caps.name, REPEAT);
-	b.stride = 1ULL << b.vmm.fmt->granule;
+	b.stride = 1ULL << b.vmm.granule;
 	ret = table(&b, "adjacent pages");
 	if (!ret) {
 		b.stride *= 3;
@@ -304,5 +310,7 @@ int main(int argc, char **argv)
 	vhost_iommu_close(&b.vhost);
 	vq_free(&b.vq);
 	vmm_exit(&b.vmm);
+	if (!ret)
+		printf("= end\n");
 	return ret ? 1 : 0;
 }

@@ -16,6 +16,7 @@
 #include <linux/virtio_iommu.h>
 #include <linux/virtio_iommu_stage1.h>
 
+#include "record.h"
 #include "util.h"
 #include "vhost_iommu.h"
 #include "vmm.h"
@@ -42,12 +43,14 @@ enum fault {
 	FAULT_NONE,
 	FAULT_BIND_AFTER_ATTACH,
 	FAULT_LEAF_ON_TABLE,
+	FAULT_CONFIG_KEPT,
 };
 
 static const char *const fault_names[] = {
 	[FAULT_NONE] = "none",
 	[FAULT_BIND_AFTER_ATTACH] = "bind-after-attach",
 	[FAULT_LEAF_ON_TABLE] = "leaf-on-table",
+	[FAULT_CONFIG_KEPT] = "config-kept",
 };
 
 static const char help[] =
@@ -56,9 +59,11 @@ static const char help[] =
 "Shows that an invalidation which a guest posts on a virtqueue reaches the IOMMU.\n"
 "Each row changes a stage-1 page table entry and lets a device write through it:\n"
 "  before       before the change: the write arrives in the OLD page\n"
-"  changed      the entry changed, nothing invalidated: still the OLD page, for\n"
+"  changed      the entry taken out, nothing invalidated: still the OLD page, for\n"
 "               the IOMMU has cached the entry\n"
-"  invalidated  after the INVALIDATE request has completed\n"
+"  invalidated  after the INVALIDATE request has completed, and with the new entry\n"
+"Lines that begin with \"= \" are the same for programs, and what vhost-iommu took\n"
+"from the queue, byte for byte.\n"
 "Ends with status 0 if each row is right, 1 if one is wrong, 2 if it cannot run.\n"
 "\n"
 "It takes two QEMU \"edu\" devices that are bound to vfio-pci, behind an IOMMU that\n"
@@ -68,7 +73,9 @@ static const char help[] =
 "  VHOST_IOMMU_DROP=1   leave out the kick: no row may see NEW\n"
 "  VHOST_IOMMU_FAULT=   one of\n"
 "    bind-after-attach  bind a domain in vhost-iommu after it went live\n"
-"    leaf-on-table      claim that only a leaf changed when a table did\n";
+"    leaf-on-table      claim that only a leaf changed when a table did\n"
+"    config-kept        let the IOMMU keep what it has cached of which table a\n"
+"                       device uses, where telling it is the VMM's business\n";
 
 /**
  * struct tally - Where the probes of one column went
@@ -174,6 +181,7 @@ static void print_head(const struct demo *d)
 {
 	const struct vmm *vmm = &d->vmm;
 
+	printf("= host|%s|%s\n", vmm->dev[0].at.caps.name, vmm->fmt->name);
 	printf("Host IOMMU: %s. Stage-1 table: %s.\n",
 	       vmm->dev[0].at.caps.name, vmm->fmt->name);
 	printf("Devices %s and %s, assigned with VFIO, write through it.\n",
@@ -184,11 +192,19 @@ static void print_head(const struct demo *d)
 		printf("VHOST_IOMMU_FAULT: %s.\n", fault_names[d->fault]);
 	printf("\nmust be: where writes have to arrive in the end\n"
 	       "before: before the change\n"
-	       "changed: entry changed, nothing invalidated; the IOMMU has it cached\n"
-	       "invalidated: request completed\n\n"
+	       "changed: entry taken out, nothing invalidated; the IOMMU has it cached\n"
+	       "invalidated: request completed, new entry put in\n\n"
 	       ROW_FMT "%s\n"
 	       "------------------------------------------------------------------------------------\n",
 	       "case", "must be", "before", "changed", "invalidated", "verdict");
+}
+
+static void print_note(const char *format, const char *arg)
+{
+	char note[128];
+
+	snprintf(note, sizeof(note), format, arg);
+	printf("    %s\n= note|%s\n", note, note);
 }
 
 static void print_row(struct demo *d, const struct row *row)
@@ -205,15 +221,20 @@ static void print_row(struct demo *d, const struct row *row)
 	       tally_text(&row->before, b, sizeof(b)),
 	       tally_text(&row->changed, c, sizeof(c)),
 	       tally_text(&row->after, a, sizeof(a)), right ? "right" : "WRONG");
+	printf("= row|%s|%s|%s|%s|%s|%s\n", row->name,
+	       vmm_hit_name(row->expect),
+	       tally_text(&row->before, b, sizeof(b)),
+	       tally_text(&row->changed, c, sizeof(c)),
+	       tally_text(&row->after, a, sizeof(a)), right ? "right" : "WRONG");
 	if (row->err)
-		printf("    a step failed: %s\n", strerror(-row->err));
+		print_note("a step failed: %s", strerror(-row->err));
 	if (!before && !row->err)
-		printf("    DMA does not work at all\n");
+		print_note("%s", "DMA does not work at all");
 	if (before && !changed)
-		printf("    nothing is cached, so this row shows nothing\n");
+		print_note("%s", "nothing is cached, so this row shows nothing");
 	if (!served)
-		printf("    the request ended with %s\n",
-		       status_text(row->status));
+		print_note("the request ended with %s",
+			   status_text(row->status));
 	d->rows++;
 	d->right += right;
 }
@@ -270,15 +291,15 @@ static void case_page(struct demo *d, const char *name, __u64 iova,
 	if (row.err)
 		goto out;
 	tally_add(&row.before, vmm_probe(dev, &page, 0));
-	if (shift > dom->pt.fmt->granule)
+	if (shift > dom->pt.granule)
 		tally_add(&row.before,
 			  vmm_probe(dev, &page, size - VMM_PROBE_LEN));
 
-	row.err = vmm_page_move(&page);
+	row.err = vmm_page_break(&page);
 	if (row.err)
 		goto out;
 	tally_add(&row.changed, vmm_probe(dev, &page, 0));
-	if (shift > dom->pt.fmt->granule)
+	if (shift > dom->pt.granule)
 		tally_add(&row.changed,
 			  vmm_probe(dev, &page, size - VMM_PROBE_LEN));
 
@@ -286,8 +307,9 @@ static void case_page(struct demo *d, const char *name, __u64 iova,
 		post_domain(d, &row, dom->id);
 	else
 		post_range(d, &row, dom->id, iova, size, leaf_shift, flags);
+	row.err = vmm_page_make(&page);
 	tally_add(&row.after, vmm_probe(dev, &page, 0));
-	if (shift > dom->pt.fmt->granule)
+	if (shift > dom->pt.granule)
 		tally_add(&row.after,
 			  vmm_probe(dev, &page, size - VMM_PROBE_LEN));
 out:
@@ -316,7 +338,7 @@ static void case_batch(struct demo *d, __u64 iova)
 	};
 	struct vmm_dev *dev = &d->vmm.dev[0];
 	struct vmm_domain *dom = &d->dom[0];
-	const unsigned int shift = dom->pt.fmt->granule;
+	const unsigned int shift = dom->pt.granule;
 	struct vmm_page pages[BATCH];
 	struct inv_req req;
 	unsigned int i;
@@ -333,11 +355,13 @@ static void case_batch(struct demo *d, __u64 iova)
 		goto out;
 	probe_batch(dev, pages, &row.before);
 	for (i = 0; i < BATCH && !row.err; i++)
-		row.err = vmm_page_move(&pages[i]);
+		row.err = vmm_page_break(&pages[i]);
 	if (row.err)
 		goto out;
 	probe_batch(dev, pages, &row.changed);
 	post(d, &row, &req);
+	for (i = 0; i < BATCH && !row.err; i++)
+		row.err = vmm_page_make(&pages[i]);
 	probe_batch(dev, pages, &row.after);
 out:
 	print_row(d, &row);
@@ -363,25 +387,28 @@ static void case_two_domains(struct demo *d, __u64 iova)
 
 	for (i = 0; i < 2 && !ret; i++)
 		ret = vmm_page_init(&page[i], &d->dom[i], iova,
-				    d->vmm.fmt->granule);
+				    d->vmm.granule);
 	if (ret)
 		goto out;
 	tally_add(&named.before, vmm_probe(&dev[0], &page[0], 0));
 	tally_add(&other.before, vmm_probe(&dev[1], &page[1], 0));
 	for (i = 0; i < 2 && !ret; i++)
-		ret = vmm_page_move(&page[i]);
+		ret = vmm_page_break(&page[i]);
 	if (ret)
 		goto out;
 	tally_add(&named.changed, vmm_probe(&dev[0], &page[0], 0));
 	tally_add(&other.changed, vmm_probe(&dev[1], &page[1], 0));
 
 	post_domain(d, &named, d->dom[0].id);
+	ret = vmm_page_make(&page[0]);
 	tally_add(&named.after, vmm_probe(&dev[0], &page[0], 0));
 	tally_add(&other.after, vmm_probe(&dev[1], &page[1], 0));
 
 	later.before = other.before;
 	later.changed = other.after;
 	post_domain(d, &later, d->dom[1].id);
+	if (!ret)
+		ret = vmm_page_make(&page[1]);
 	tally_add(&later.after, vmm_probe(&dev[1], &page[1], 0));
 out:
 	named.err = ret;
@@ -400,7 +427,7 @@ static void case_unmap(struct demo *d, __u64 iova)
 	};
 	struct vmm_dev *dev = &d->vmm.dev[0];
 	struct vmm_domain *dom = &d->dom[0];
-	const unsigned int shift = dom->pt.fmt->granule;
+	const unsigned int shift = dom->pt.granule;
 	struct vmm_page page;
 
 	row.err = vmm_page_init(&page, dom, iova, shift);
@@ -418,9 +445,9 @@ out:
 }
 
 /*
- * Another table takes the place of a lowest table; the page of the first one is
- * freed, and used again for the table of the region next to it, where it maps
- * the OLD page at the same slot. An IOMMU that still walks it writes there.
+ * A lowest table is taken out, its page freed, and used again for the table of
+ * the region next to it, where it maps the OLD page at the same slot. An IOMMU
+ * that still walks it writes there. Another table takes its place.
  */
 static void case_table(struct demo *d, __u64 iova)
 {
@@ -431,7 +458,7 @@ static void case_table(struct demo *d, __u64 iova)
 	struct vmm_dev *dev = &d->vmm.dev[0];
 	struct vmm_domain *dom = &d->dom[0];
 	struct pt *pt = &dom->pt;
-	const unsigned int shift = pt->fmt->granule;
+	const unsigned int shift = pt->granule;
 	/* What one table covers. */
 	const unsigned int table_shift = shift + shift - 3;
 	const __u64 span = 1ULL << table_shift;
@@ -449,10 +476,9 @@ static void case_table(struct demo *d, __u64 iova)
 
 	second = pt_table_alloc(pt);
 	pt_set(&second[index],
-	       pt->fmt->leaf(guest_mem_gpa(pt->mem, page.new), shift, PT_RW));
-	row.err = pt_link(pt, iova, table_shift, second);
-	if (row.err)
-		goto out;
+	       pt->fmt->leaf(pt, guest_mem_gpa(pt->mem, page.new), shift,
+			     PT_RW));
+	pt_set(pt_entry(pt, iova, table_shift), 0);
 	tally_add(&row.changed, vmm_probe(dev, &page, 0));
 
 	pt_table_free(pt, first);
@@ -464,6 +490,7 @@ static void case_table(struct demo *d, __u64 iova)
 		goto out;
 	post_range(d, &row, dom->id, iova, span, shift,
 		   d->fault == FAULT_LEAF_ON_TABLE ? LEAF : 0);
+	row.err = pt_link(pt, iova, table_shift, second);
 	tally_add(&row.after, vmm_probe(dev, &page, 0));
 out:
 	print_row(d, &row);
@@ -478,7 +505,7 @@ static void case_live(struct demo *d, __u64 iova)
 	};
 	struct vmm_dev *dev = &d->vmm.dev[1];
 	struct vmm_domain *dom = &d->dom[2];
-	const unsigned int shift = dom->pt.fmt->granule;
+	const unsigned int shift = dom->pt.granule;
 	bool late = d->fault == FAULT_BIND_AFTER_ATTACH;
 	struct vmm_page page;
 
@@ -495,15 +522,53 @@ static void case_live(struct demo *d, __u64 iova)
 		goto out;
 
 	tally_add(&row.before, vmm_probe(dev, &page, 0));
-	row.err = vmm_page_move(&page);
+	row.err = vmm_page_break(&page);
 	if (row.err)
 		goto out;
 	tally_add(&row.changed, vmm_probe(dev, &page, 0));
 	post_range(d, &row, dom->id, iova, 1ULL << shift, shift, LEAF);
+	row.err = vmm_page_make(&page);
 	tally_add(&row.after, vmm_probe(dev, &page, 0));
 
-	if (late)
+	if (late && !row.err)
 		row.err = vmm_bind(dom);
+out:
+	print_row(d, &row);
+}
+
+/*
+ * The device goes on to another domain, which has other memory at the same
+ * address; then that is changed.
+ */
+static void case_replace(struct demo *d, __u64 iova)
+{
+	struct row row = {
+		.name = "device moved to another domain",
+		.expect = VMM_NEW,
+	};
+	struct vmm_dev *dev = &d->vmm.dev[1];
+	struct vmm_domain *dom = &d->dom[1];
+	const unsigned int shift = dom->pt.granule;
+	struct vmm_page last, page;
+
+	row.err = vmm_page_init(&last, dev->dom, iova, shift);
+	if (!row.err)
+		row.err = vmm_page_init(&page, dom, iova, shift);
+	if (row.err)
+		goto out;
+	tally_add(&row.before, vmm_probe(dev, &last, 0));
+	row.err = vmm_replace(dom, dev);
+	if (row.err)
+		goto out;
+	tally_add(&row.before, vmm_probe(dev, &page, 0));
+
+	row.err = vmm_page_break(&page);
+	if (row.err)
+		goto out;
+	tally_add(&row.changed, vmm_probe(dev, &page, 0));
+	post_range(d, &row, dom->id, iova, 1ULL << shift, shift, LEAF);
+	row.err = vmm_page_make(&page);
+	tally_add(&row.after, vmm_probe(dev, &page, 0));
 out:
 	print_row(d, &row);
 }
@@ -521,6 +586,14 @@ static int setup(struct demo *d)
 	ret = vmm_vhost_init(&d->vmm, &d->vhost, &d->vq, 1, QUEUE_SIZE);
 	if (ret) {
 		fprintf(stderr, "demo: %s\n", d->vmm.why);
+		return ret;
+	}
+	d->vmm.host.skip_config = d->fault == FAULT_CONFIG_KEPT;
+	ret = record_start();
+	if (ret) {
+		fprintf(stderr,
+			"demo: no tracepoint vhost_iommu_take (%s); mount tracefs on /sys/kernel/tracing, on a kernel with CONFIG_FTRACE\n",
+			strerror(-ret));
 		return ret;
 	}
 	for (i = 0; i < 3 && !ret; i++)
@@ -590,9 +663,9 @@ int main(int argc, char **argv)
 	if (parse_env(&d) || setup(&d))
 		return EXIT_CANNOT_RUN;
 
-	granule = d.vmm.fmt->granule;
+	granule = d.vmm.granule;
 	big = granule + granule - 3;
-	top = d.vmm.fmt->iova_last + 1 - (1ULL << granule);
+	top = (1ULL << d.vmm.iova_bits) - (1ULL << granule);
 
 	print_head(&d);
 	case_page(&d, "RANGE", CASE_IOVA(0), granule,
@@ -612,9 +685,11 @@ int main(int argc, char **argv)
 	case_page(&d, "last page of the address space", top, granule,
 		  VIRTIO_IOMMU_INV_S_RANGE, granule, LEAF);
 	case_live(&d, CASE_IOVA(8));
+	case_replace(&d, CASE_IOVA(9));
 
-	if (teardown(&d))
+	if (record_stop(stdout, "= take|") || teardown(&d))
 		return EXIT_WRONG;
+	printf("= end|%u|%u\n", d.rows, d.right);
 	printf("\n%u rows, %u right\n", d.rows, d.right);
 	return d.rows == d.right ? EXIT_RIGHT : EXIT_WRONG;
 }

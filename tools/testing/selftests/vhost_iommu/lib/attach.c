@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Attaching generic stage-1 tables through iommufd: what all vendors share
  */
@@ -15,6 +15,7 @@
 
 static const struct attach_ops *const attach_vendors[] = {
 	&attach_ops_vtd,
+	&attach_ops_smmuv3,
 };
 
 int attach_hwpt_alloc(struct attach_dev *dev, __u32 pt_id, __u32 flags,
@@ -34,6 +35,21 @@ int attach_hwpt_alloc(struct attach_dev *dev, __u32 pt_id, __u32 flags,
 		return -errno;
 	*id = cmd.out_hwpt_id;
 	return 0;
+}
+
+int attach_inval(struct attach_host *host, __u32 object_id, __u32 type,
+		 void *entries, size_t len, __u32 nr)
+{
+	struct iommu_hwpt_invalidate cmd = {
+		.size = sizeof(cmd),
+		.hwpt_id = object_id,
+		.data_uptr = (uintptr_t)entries,
+		.data_type = type,
+		.entry_len = len,
+		.entry_num = nr,
+	};
+
+	return ioctl(host->iommufd, IOMMU_HWPT_INVALIDATE, &cmd) ? -errno : 0;
 }
 
 int attach_destroy(struct attach_host *host, __u32 id)
@@ -98,11 +114,7 @@ int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len)
 	ret = dev->ops->probe(dev, hw, cmd.data_len, why, why_len);
 	if (ret)
 		return ret;
-	ret = dev->ops->add(dev);
-	if (ret)
-		snprintf(why, why_len, "no nesting parent on %s: %s",
-			 dev->caps.name, strerror(-ret));
-	return ret;
+	return dev->ops->add(dev, why, why_len);
 }
 
 void attach_dev_exit(struct attach_dev *dev)
@@ -119,19 +131,34 @@ void attach_domain_init(struct attach_domain *dom, struct attach_host *host,
 	};
 }
 
+static bool granule_is_valid(unsigned int granule)
+{
+	return granule == 12 || granule == 14 || granule == 16;
+}
+
 int attach_prepare(struct attach_domain *dom, struct attach_dev *dev,
 		   struct attach_target *target)
 {
+	const struct attach_table *table = &dom->table;
 	const struct attach_caps *caps = &dev->caps;
+	int ret;
 
 	if (dom->ops && dom->ops != dev->ops)
 		return -EXDEV;
-	if (dom->table.format != caps->format ||
-	    dom->table.input_bits > caps->input_bits ||
-	    !(caps->page_shifts & BIT_ULL(dom->table.granule)))
+	if (!granule_is_valid(table->granule) ||
+	    table->root & (BIT_ULL(table->granule) - 1))
+		return -EINVAL;
+	if (table->format != caps->format ||
+	    table->input_bits < caps->input_bits_min ||
+	    table->input_bits > caps->input_bits ||
+	    table->output_bits > caps->output_bits ||
+	    !(caps->page_shifts & BIT_ULL(table->granule)))
 		return -EOPNOTSUPP;
-	dom->ops = dev->ops;
-	return dom->ops->prepare(dom, dev, target);
+
+	ret = dev->ops->prepare(dom, dev, target);
+	if (!ret)
+		dom->ops = dev->ops;
+	return ret;
 }
 
 int attach_commit(struct attach_domain *dom, struct attach_dev *dev)
@@ -149,4 +176,17 @@ void attach_release(struct attach_domain *dom)
 	if (dom->ops)
 		dom->ops->release(dom);
 	dom->ops = NULL;
+}
+
+int attach_fault_next(struct attach_dev *dev, struct attach_fault *fault)
+{
+	return dev->ops->fault(dev, fault);
+}
+
+void attach_fault_drop(struct attach_dev *dev)
+{
+	struct attach_fault fault;
+
+	while (!attach_fault_next(dev, &fault))
+		;
 }

@@ -1,10 +1,12 @@
-/* SPDX-License-Identifier: GPL-2.0-only */
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Attaching generic stage-1 tables through iommufd, whatever the IOMMU
  *
  * What a table needs before a device can use it differs from vendor to vendor.
  * All of that is behind struct attach_ops, one file per vendor; the vendor comes
- * from IOMMU_GET_HW_INFO. Functions return 0 or -errno.
+ * from IOMMU_GET_HW_INFO, and what a device can do comes out as generic
+ * capabilities. This is the part of a VMM that knows vendors: nothing in it knows
+ * the rest of this VMM. Functions return 0 or -errno.
  *
  * A domain is attached in two steps, because the target must be bound in
  * vhost-iommu between them:
@@ -13,6 +15,10 @@
  *	attach_commit()		the device's DMA goes through the table
  *	attach_remove()		the device's DMA is blocked again
  *	attach_release()	the objects are gone; after the last attach_remove()
+ *
+ * attach_commit() of another domain takes the place of attach_remove(): the
+ * device goes from one table to the other, and is never left unprotected. When it
+ * fails the device stays where it was, or is blocked.
  */
 #ifndef SELFTEST_VHOST_IOMMU_ATTACH_H
 #define SELFTEST_VHOST_IOMMU_ATTACH_H
@@ -21,34 +27,68 @@
 #include <stddef.h>
 #include <linux/types.h>
 
+/* Table formats, numbered as in ATTACH_TABLE. */
+#define ATTACH_FORMAT_X86_64	0x100
+#define ATTACH_FORMAT_ARM64_S1	0x101
+
 /**
  * struct attach_caps - What a device can take
  * @name: its IOMMU, for people
- * @format: PT_FORMAT_*
- * @page_shifts: bit n set: leaves of 2^n bytes
+ * @format: ATTACH_FORMAT_*
+ * @page_shifts: bit n set: leaves of 2^n bytes. Bits 12, 14 and 16 are the
+ *               granules, the others the blocks that go with them
+ * @input_bits_min: narrowest input address
  * @input_bits: widest input address
- * @coherent: the IOMMU says that its walks snoop caches
+ * @output_bits: widest output address
+ * @domains: most domains behind one IOMMU; 0 when only memory sets a limit
+ * @identity_start: a window that every table has to map to itself, because the
+ *                  host's interrupt doorbells are in it
+ * @identity_last: its last byte; 0 when there is none
  */
 struct attach_caps {
 	const char *name;
 	unsigned int format;
 	__u64 page_shifts;
+	unsigned int input_bits_min;
 	unsigned int input_bits;
-	bool coherent;
+	unsigned int output_bits;
+	unsigned int domains;
+	__u64 identity_start;
+	__u64 identity_last;
+};
+
+/**
+ * struct attach_attrs - What a table has besides its root and its size
+ * @mair: memory attributes that its leaves refer to
+ * @sh: shareability of table walks, as in TCR_ELx.SH0
+ * @orgn: outer cacheability of table walks, as in TCR_ELx.ORGN0
+ * @irgn: inner cacheability of table walks, as in TCR_ELx.IRGN0
+ *
+ * For ATTACH_FORMAT_ARM64_S1; other formats have none.
+ */
+struct attach_attrs {
+	__u64 mair;
+	__u8 sh;
+	__u8 orgn;
+	__u8 irgn;
 };
 
 /**
  * struct attach_table - A stage-1 table, as in ATTACH_TABLE
- * @format: PT_FORMAT_*
+ * @format: ATTACH_FORMAT_*
  * @granule: log2 of the granule
  * @input_bits: width of an input address
+ * @output_bits: width of an output address
  * @root: guest-physical address of the top table
+ * @attrs: more, in formats that have more
  */
 struct attach_table {
 	unsigned int format;
 	unsigned int granule;
 	unsigned int input_bits;
+	unsigned int output_bits;
 	__u64 root;
+	struct attach_attrs attrs;
 };
 
 /**
@@ -67,18 +107,25 @@ struct attach_ops;
  * struct attach_host - What all devices share
  * @iommufd: the iommufd
  * @ioas_id: IOAS that maps the guest's RAM at its guest-physical addresses
+ * @gpa_last: last guest-physical address that RAM, hot-plugged RAM or a PCI
+ *            window may ever use; what the host needs for itself goes above it
  * @priv: the vendor's, NULL at first
+ * @skip_config: for tests of tests: leave out the invalidation of cached
+ *               configuration
  */
 struct attach_host {
 	int iommufd;
 	__u32 ioas_id;
+	__u64 gpa_last;
 	void *priv;
+	bool skip_config;
 };
 
 /**
  * struct attach_dev - A device
  * @host: what it shares
  * @ops: its vendor
+ * @name: its PCI address, as in sysfs
  * @vfio_fd: VFIO device
  * @dev_id: its ID in the iommufd
  * @virt_id: requester ID in the guest
@@ -88,6 +135,7 @@ struct attach_host {
 struct attach_dev {
 	struct attach_host *host;
 	const struct attach_ops *ops;
+	const char *name;
 	int vfio_fd;
 	__u32 dev_id;
 	__u64 virt_id;
@@ -110,13 +158,11 @@ struct attach_domain {
 };
 
 /**
- * struct attach_fault - A DMA fault that the kernel has reported
- * @dev: PCI address of the device
- * @iova: page that it tried to reach
+ * struct attach_fault - A DMA fault
+ * @iova: address that the device tried to reach; the page of it is certain
  * @write: it tried to write
  */
 struct attach_fault {
-	char dev[16];
 	__u64 iova;
 	bool write;
 };
@@ -128,7 +174,8 @@ struct attach_fault {
  * @inval_len: size of its invalidation entry
  * @probe: fills &attach_dev.caps from the answer of IOMMU_GET_HW_INFO; when the
  *         device cannot nest, -EOPNOTSUPP and a reason in @why
- * @add: what the device needs before it can be attached to any domain
+ * @add: what the device needs before it can be attached to any domain; on error
+ *       a reason in @why
  * @del: undoes @add
  * @prepare: see above; yields the same target again for a second device of the
  *           domain where one target serves both
@@ -137,7 +184,7 @@ struct attach_fault {
  * @release: see above
  * @inval: writes the vendor's own invalidation entry for a closed range of a
  *         domain, 0 to U64_MAX being all of it
- * @fault: finds a DMA fault in a line of the kernel log
+ * @fault: the device's next DMA fault, -EAGAIN when there is none
  */
 struct attach_ops {
 	__u32 hw_info_type;
@@ -145,7 +192,7 @@ struct attach_ops {
 	__u32 inval_len;
 	int (*probe)(struct attach_dev *dev, const void *hw, size_t len,
 		     char *why, size_t why_len);
-	int (*add)(struct attach_dev *dev);
+	int (*add)(struct attach_dev *dev, char *why, size_t why_len);
 	void (*del)(struct attach_dev *dev);
 	int (*prepare)(struct attach_domain *dom, struct attach_dev *dev,
 		       struct attach_target *target);
@@ -154,32 +201,50 @@ struct attach_ops {
 	void (*release)(struct attach_domain *dom);
 	void (*inval)(const struct attach_target *target, void *entry,
 		      __u64 start, __u64 last, bool leaf);
-	bool (*fault)(const char *line, struct attach_fault *fault);
+	int (*fault)(struct attach_dev *dev, struct attach_fault *fault);
 };
 
 extern const struct attach_ops attach_ops_vtd;
+extern const struct attach_ops attach_ops_smmuv3;
 
 /* Largest &attach_ops.inval_len. */
 #define ATTACH_INVAL_LEN_MAX	64
 
 /*
- * @host, @vfio_fd, @dev_id and @virt_id are set. Finds the vendor, asks what the
- * device can do, and makes it ready. On error @why says what is missing.
+ * @host, @name, @vfio_fd, @dev_id and @virt_id are set. Finds the vendor, asks
+ * what the device can do, and makes it ready. On error @why says what is missing.
  */
 int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len);
+/* Attached nowhere; the last of all devices takes what they shared with it. */
 void attach_dev_exit(struct attach_dev *dev);
 
 void attach_domain_init(struct attach_domain *dom, struct attach_host *host,
 			const struct attach_table *table);
+/* -EOPNOTSUPP: the device cannot take the table; -ENOMEM: too many domains. */
 int attach_prepare(struct attach_domain *dom, struct attach_dev *dev,
 		   struct attach_target *target);
 int attach_commit(struct attach_domain *dom, struct attach_dev *dev);
 int attach_remove(struct attach_domain *dom, struct attach_dev *dev);
 void attach_release(struct attach_domain *dom);
 
+/**
+ * attach_fault_next() - What the IOMMU says of the device's DMA
+ * @dev: the device
+ * @fault: the oldest fault that has not been asked for
+ *
+ * Faults may get lost when there are many.
+ *
+ * Return: 0, or -EAGAIN when there is none.
+ */
+int attach_fault_next(struct attach_dev *dev, struct attach_fault *fault);
+/* Forget the faults so far. */
+void attach_fault_drop(struct attach_dev *dev);
+
 /* For vendors. */
 int attach_hwpt_alloc(struct attach_dev *dev, __u32 pt_id, __u32 flags,
 		      __u32 data_type, void *data, size_t len, __u32 *id);
+int attach_inval(struct attach_host *host, __u32 object_id, __u32 type,
+		 void *entries, size_t len, __u32 nr);
 int attach_destroy(struct attach_host *host, __u32 id);
 int attach_vfio(struct attach_dev *dev, __u32 pt_id);
 int attach_vfio_detach(struct attach_dev *dev);

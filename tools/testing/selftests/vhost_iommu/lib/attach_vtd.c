@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0-only
+// SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * Attaching generic stage-1 tables: Intel VT-d
  *
@@ -6,14 +6,17 @@
  * target and needs no tag.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <linux/iommufd.h>
 
 #include "attach.h"
-#include "pt.h"
+#include "util.h"
 
+#define VTD_CAP_MGAW(cap)	((((cap) >> 16) & 0x3f) + 1)
 #define VTD_CAP_FL1GP		BIT_ULL(56)
 #define VTD_ECAP_NEST		BIT_ULL(26)
 #define VTD_ECAP_SMTS		BIT_ULL(43)
@@ -21,10 +24,16 @@
 #define VTD_ECAP_FLTS		BIT_ULL(47)
 #define VTD_ECAP_SMPWCS		BIT_ULL(48)
 
-/* One nesting parent for all devices. */
+/**
+ * struct vtd_host - What all devices share
+ * @users: devices
+ * @parent_id: one nesting parent for all of them
+ * @kmsg: the kernel log: it is all that the kernel says of DMA faults
+ */
 struct vtd_host {
 	unsigned int users;
 	__u32 parent_id;
+	int kmsg;
 };
 
 struct vtd_domain {
@@ -35,51 +44,71 @@ static int vtd_probe(struct attach_dev *dev, const void *hw, size_t len,
 		     char *why, size_t why_len)
 {
 	const __u64 need = VTD_ECAP_SMTS | VTD_ECAP_NEST | VTD_ECAP_SLTS |
-			   VTD_ECAP_FLTS;
+			   VTD_ECAP_FLTS | VTD_ECAP_SMPWCS;
 	const struct iommu_hw_info_vtd *vtd = hw;
 
 	if (len < sizeof(*vtd))
 		return -EINVAL;
 	if ((vtd->ecap_reg & need) != need) {
 		snprintf(why, why_len,
-			 "this VT-d does not nest (ecap %#llx has not all of %#llx); an emulated one needs x-scalable-mode=on,x-flts=on,x-nest=on",
+			 "this VT-d does not nest, or does not snoop when it walks tables (ecap %#llx has not all of %#llx); an emulated one needs x-scalable-mode=on,x-flts=on,x-nest=on",
 			 (unsigned long long)vtd->ecap_reg,
 			 (unsigned long long)need);
 		return -EOPNOTSUPP;
 	}
 	dev->caps = (struct attach_caps){
 		.name = "Intel VT-d, nested",
-		.format = PT_FORMAT_X86_64,
+		.format = ATTACH_FORMAT_X86_64,
 		.page_shifts = BIT_ULL(12) | BIT_ULL(21),
+		.input_bits_min = 48,
 		.input_bits = 48,
-		.coherent = vtd->ecap_reg & VTD_ECAP_SMPWCS,
+		.output_bits = VTD_CAP_MGAW(vtd->cap_reg),
 	};
 	if (vtd->cap_reg & VTD_CAP_FL1GP)
 		dev->caps.page_shifts |= BIT_ULL(30);
 	return 0;
 }
 
-static int vtd_add(struct attach_dev *dev)
+static int vtd_add(struct attach_dev *dev, char *why, size_t why_len)
 {
 	struct vtd_host *vtd = dev->host->priv;
 	int ret;
 
-	if (!vtd) {
-		vtd = calloc(1, sizeof(*vtd));
-		if (!vtd)
-			return -ENOMEM;
-		ret = attach_hwpt_alloc(dev, dev->host->ioas_id,
-					IOMMU_HWPT_ALLOC_NEST_PARENT,
-					IOMMU_HWPT_DATA_NONE, NULL, 0,
-					&vtd->parent_id);
-		if (ret) {
-			free(vtd);
-			return ret;
-		}
-		dev->host->priv = vtd;
+	if (vtd) {
+		vtd->users++;
+		return 0;
 	}
-	vtd->users++;
+
+	vtd = calloc(1, sizeof(*vtd));
+	if (!vtd) {
+		snprintf(why, why_len, "no memory");
+		return -ENOMEM;
+	}
+	vtd->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (vtd->kmsg < 0) {
+		ret = -errno;
+		snprintf(why, why_len,
+			 "cannot read /dev/kmsg (%s); run as root on a kernel with CONFIG_PRINTK",
+			 strerror(-ret));
+		goto err;
+	}
+	lseek(vtd->kmsg, 0, SEEK_END);
+	ret = attach_hwpt_alloc(dev, dev->host->ioas_id,
+				IOMMU_HWPT_ALLOC_NEST_PARENT,
+				IOMMU_HWPT_DATA_NONE, NULL, 0, &vtd->parent_id);
+	if (ret) {
+		snprintf(why, why_len, "no nesting parent on %s: %s",
+			 dev->caps.name, strerror(-ret));
+		goto err;
+	}
+	vtd->users = 1;
+	dev->host->priv = vtd;
 	return 0;
+err:
+	if (vtd->kmsg >= 0)
+		close(vtd->kmsg);
+	free(vtd);
+	return ret;
 }
 
 static void vtd_del(struct attach_dev *dev)
@@ -89,6 +118,7 @@ static void vtd_del(struct attach_dev *dev)
 	if (--vtd->users)
 		return;
 	attach_destroy(dev->host, vtd->parent_id);
+	close(vtd->kmsg);
 	free(vtd);
 	dev->host->priv = NULL;
 }
@@ -157,14 +187,30 @@ static void vtd_inval(const struct attach_target *target, void *entry,
 	};
 }
 
+/* One record of the kernel log; false when there is none. */
+static bool vtd_kmsg_read(struct vtd_host *vtd, char *buf, size_t len)
+{
+	ssize_t n;
+
+	do {
+		n = read(vtd->kmsg, buf, len - 1);
+	} while (n < 0 && (errno == EPIPE || errno == EINTR));
+	if (n <= 0)
+		return false;
+	buf[n] = 0;
+	return true;
+}
+
 /*
  * DMAR: [DMA Write NO_PASID] Request device [0000:00:03.0] fault addr 0x1000
  * [fault reason 0x71] ...
  */
-static bool vtd_fault(const char *line, struct attach_fault *fault)
+static bool vtd_parse_fault(const struct attach_dev *dev, const char *line,
+			    struct attach_fault *fault)
 {
 	unsigned int seg, bus, slot, fn;
 	unsigned long long addr;
+	char name[32];
 	const char *p;
 
 	if (!strstr(line, "DMAR: ["))
@@ -173,11 +219,22 @@ static bool vtd_fault(const char *line, struct attach_fault *fault)
 	if (!p || sscanf(p, "Request device [%x:%x:%x.%x] fault addr %llx",
 			 &seg, &bus, &slot, &fn, &addr) != 5)
 		return false;
-	snprintf(fault->dev, sizeof(fault->dev), "%04x:%02x:%02x.%u",
-		 seg & 0xffff, bus & 0xff, slot & 0xff, fn & 7);
+	snprintf(name, sizeof(name), "%04x:%02x:%02x.%u", seg & 0xffff,
+		 bus & 0xff, slot & 0xff, fn & 7);
 	fault->iova = addr;
 	fault->write = strstr(line, "[DMA Write");
-	return true;
+	return !strcmp(name, dev->name);
+}
+
+/* The kernel prints only so many faults in five seconds. */
+static int vtd_fault(struct attach_dev *dev, struct attach_fault *fault)
+{
+	char line[2048];
+
+	while (vtd_kmsg_read(dev->host->priv, line, sizeof(line)))
+		if (vtd_parse_fault(dev, line, fault))
+			return 0;
+	return -EAGAIN;
 }
 
 const struct attach_ops attach_ops_vtd = {

@@ -6,10 +6,12 @@
 #include <string.h>
 
 #include "pt.h"
+#include "pt_arm.h"
 #include "pt_x86.h"
 
 static const struct pt_fmt *const pt_fmts[] = {
 	&pt_fmt_x86,
+	&pt_fmt_arm,
 };
 
 const struct pt_fmt *pt_fmt_find(unsigned int format)
@@ -23,20 +25,25 @@ const struct pt_fmt *pt_fmt_find(unsigned int format)
 }
 
 /* Address bits that one level resolves. */
-static unsigned int pt_stride(const struct pt_fmt *fmt)
+static unsigned int pt_stride(const struct pt *pt)
 {
-	return fmt->granule - 3;
+	return pt->granule - 3;
 }
 
-static unsigned int pt_top_shift(const struct pt_fmt *fmt)
+static unsigned int pt_top_shift(const struct pt *pt)
 {
-	return fmt->granule + (fmt->levels - 1) * pt_stride(fmt);
+	return pt->granule + (pt->levels - 1) * pt_stride(pt);
+}
+
+unsigned int pt_block_shift(const struct pt *pt)
+{
+	return pt->granule + pt_stride(pt);
 }
 
 static __u64 *pt_slot(const struct pt *pt, __u64 *table, __u64 iova,
 		      unsigned int shift)
 {
-	return &table[(iova >> shift) & ((1U << pt_stride(pt->fmt)) - 1)];
+	return &table[(iova >> shift) & ((1U << pt_stride(pt)) - 1)];
 }
 
 void pt_set(__u64 *entry, __u64 val)
@@ -52,7 +59,7 @@ static __u64 pt_get(const __u64 *entry)
 
 __u64 *pt_table_alloc(struct pt *pt)
 {
-	size_t size = 1UL << pt->fmt->granule;
+	size_t size = 1UL << pt->granule;
 	void *table = pt->free;
 
 	if (!table)
@@ -69,11 +76,17 @@ void pt_table_free(struct pt *pt, __u64 *table)
 	pt->free = table;
 }
 
-void pt_init(struct pt *pt, const struct pt_fmt *fmt, struct guest_mem *mem)
+void pt_init(struct pt *pt, const struct pt_fmt *fmt, unsigned int granule,
+	     unsigned int input_bits, struct guest_mem *mem)
 {
-	pt->fmt = fmt;
-	pt->mem = mem;
-	pt->free = NULL;
+	*pt = (struct pt){
+		.fmt = fmt,
+		.granule = granule,
+		.input_bits = input_bits,
+		.iova_last = BIT_ULL(input_bits - fmt->sign_extended) - 1,
+		.mem = mem,
+	};
+	pt->levels = (input_bits - granule + pt_stride(pt) - 1) / pt_stride(pt);
 	pt->root = pt_table_alloc(pt);
 }
 
@@ -85,14 +98,14 @@ __u64 pt_root_gpa(const struct pt *pt)
 static __u64 *pt_walk(struct pt *pt, __u64 iova, unsigned int shift, bool build)
 {
 	const struct pt_fmt *fmt = pt->fmt;
-	unsigned int level = pt_top_shift(fmt);
+	unsigned int level = pt_top_shift(pt);
 	__u64 *table = pt->root;
 
-	if (iova > fmt->iova_last || shift > level || shift < fmt->granule ||
-	    (level - shift) % pt_stride(fmt))
+	if (iova > pt->iova_last || shift > level || shift < pt->granule ||
+	    (level - shift) % pt_stride(pt))
 		return NULL;
 
-	for (; level > shift; level -= pt_stride(fmt)) {
+	for (; level > shift; level -= pt_stride(pt)) {
 		__u64 *slot = pt_slot(pt, table, iova, level);
 		__u64 entry = pt_get(slot);
 
@@ -120,7 +133,7 @@ __u64 *pt_table(const struct pt *pt, __u64 iova, unsigned int shift)
 	__u64 *slot = pt_entry(pt, iova, shift);
 	__u64 entry;
 
-	if (!slot || shift == pt->fmt->granule)
+	if (!slot || shift == pt->granule)
 		return NULL;
 	entry = pt_get(slot);
 	if (!pt->fmt->present(entry) || !pt->fmt->is_link(entry))
@@ -139,7 +152,7 @@ int pt_map(struct pt *pt, __u64 iova, __u64 gpa, unsigned int shift,
 	slot = pt_walk(pt, iova, shift, true);
 	if (!slot)
 		return -EINVAL;
-	pt_set(slot, pt->fmt->leaf(gpa, shift, prot));
+	pt_set(slot, pt->fmt->leaf(pt, gpa, shift, prot));
 	return 0;
 }
 
@@ -157,7 +170,7 @@ int pt_link(struct pt *pt, __u64 iova, unsigned int shift, const __u64 *table)
 {
 	__u64 *slot;
 
-	if (shift <= pt->fmt->granule)
+	if (shift <= pt->granule)
 		return -EINVAL;
 	slot = pt_walk(pt, iova, shift, true);
 	if (!slot)

@@ -11,25 +11,23 @@
 #include <stdbool.h>
 #include <linux/types.h>
 
+#include "attach.h"
 #include "util.h"
 #include "vq.h"
-
-/* Table formats, numbered as in ATTACH_TABLE. */
-#define PT_FORMAT_X86_64	0x100
 
 #define PT_READ			BIT(0)
 #define PT_WRITE		BIT(1)
 #define PT_RW			(PT_READ | PT_WRITE)
 
+struct pt;
+
 /**
  * struct pt_fmt - A table format
- * @format: PT_FORMAT_*
+ * @format: ATTACH_FORMAT_*
  * @name: for people
- * @granule: log2 of the granule
- * @input_bits: what ATTACH_TABLE and the attach library are told
- * @levels: levels of a table
- * @page_shifts: bit n set: leaves of 2^n bytes
- * @iova_last: last address that can be mapped
+ * @page_shifts: bit n set: a leaf may have 2^n bytes, with one granule or another
+ * @sign_extended: of n input bits, the upper half of the addresses is not used
+ * @attrs: what its tables have besides root and size
  * @leaf: value of a leaf
  * @link: value of a table entry
  * @present: the entry is valid
@@ -39,12 +37,11 @@
 struct pt_fmt {
 	unsigned int format;
 	const char *name;
-	unsigned int granule;
-	unsigned int input_bits;
-	unsigned int levels;
 	__u64 page_shifts;
-	__u64 iova_last;
-	__u64 (*leaf)(__u64 gpa, unsigned int shift, unsigned int prot);
+	bool sign_extended;
+	struct attach_attrs attrs;
+	__u64 (*leaf)(const struct pt *pt, __u64 gpa, unsigned int shift,
+		      unsigned int prot);
 	__u64 (*link)(__u64 gpa);
 	bool (*present)(__u64 entry);
 	bool (*is_link)(__u64 entry);
@@ -54,12 +51,20 @@ struct pt_fmt {
 /**
  * struct pt - A stage-1 table
  * @fmt: its format
+ * @granule: log2 of the granule
+ * @input_bits: width of an input address
+ * @levels: levels of tables
+ * @iova_last: last address that can be mapped
  * @mem: RAM that it lies in
  * @root: top table
  * @free: table pages that were given back, linked by their first word
  */
 struct pt {
 	const struct pt_fmt *fmt;
+	unsigned int granule;
+	unsigned int input_bits;
+	unsigned int levels;
+	__u64 iova_last;
 	struct guest_mem *mem;
 	__u64 *root;
 	void *free;
@@ -68,7 +73,10 @@ struct pt {
 /* The writer of @format, or NULL. */
 const struct pt_fmt *pt_fmt_find(unsigned int format);
 
-void pt_init(struct pt *pt, const struct pt_fmt *fmt, struct guest_mem *mem);
+void pt_init(struct pt *pt, const struct pt_fmt *fmt, unsigned int granule,
+	     unsigned int input_bits, struct guest_mem *mem);
+/* What the leaf one level above the lowest covers, as a shift. */
+unsigned int pt_block_shift(const struct pt *pt);
 __u64 pt_root_gpa(const struct pt *pt);
 
 /* A zeroed table page; the one freed last comes first. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * x86-64 four-level tables: VT-d first stage
+ * x86-64 tables: VT-d first stage
  *
  * Leaves have U=1 and G=0, as the format demands. A and D are left to the
  * device.
@@ -13,13 +13,14 @@
 #define X86_PS		BIT_ULL(7)
 #define X86_ADDR	0x000ffffffffff000ULL
 
-static __u64 x86_leaf(__u64 gpa, unsigned int shift, unsigned int prot)
+static __u64 x86_leaf(const struct pt *pt, __u64 gpa, unsigned int shift,
+		      unsigned int prot)
 {
 	__u64 entry = gpa | X86_P | X86_US;
 
 	if (prot & PT_WRITE)
 		entry |= X86_RW;
-	if (shift > 12)
+	if (shift > pt->granule)
 		entry |= X86_PS;
 	return entry;
 }
@@ -45,14 +46,10 @@ static __u64 x86_addr(__u64 entry)
 }
 
 const struct pt_fmt pt_fmt_x86 = {
-	.format = PT_FORMAT_X86_64,
-	.name = "x86-64, 4 levels",
-	.granule = 12,
-	.input_bits = 48,
-	.levels = 4,
+	.format = ATTACH_FORMAT_X86_64,
+	.name = "x86-64",
 	.page_shifts = BIT_ULL(12) | BIT_ULL(21),
-	/* Addresses are sign-extended; only the lower half is used. */
-	.iova_last = BIT_ULL(47) - 1,
+	.sign_extended = true,
 	.leaf = x86_leaf,
 	.link = x86_link,
 	.present = x86_present,

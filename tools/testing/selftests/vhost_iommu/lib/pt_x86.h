@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * x86-64 four-level tables: VT-d first stage
+ * x86-64 tables: VT-d first stage
  */
 #ifndef SELFTEST_VHOST_IOMMU_PT_X86_H
 #define SELFTEST_VHOST_IOMMU_PT_X86_H

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <linux/iommufd.h>
@@ -24,12 +25,18 @@
 #define SYSFS_PCI		"/sys/bus/pci/devices"
 #define HUGE_SIZE		(2UL << 20)
 
+/* Two places for the largest blocks, aligned to their size, after RAM. */
+#define ALIAS_MAX		(512UL << 20)
+#define ALIAS_OFF(n)		(((n) + 1) * ALIAS_MAX)
+
 /* The edu device, see docs/specs/edu.rst of QEMU. */
 #define EDU_VENDOR		0x1234
 #define EDU_DEVICE		0x11e8
 #define EDU_ID			0x00
 #define EDU_ID_MASK		0xffff
 #define EDU_ID_VAL		0x00ed
+#define EDU_IRQ_RAISE		0x60
+#define EDU_IRQ_ACK		0x64
 #define EDU_DMA_SRC		0x80
 #define EDU_DMA_DST		0x88
 #define EDU_DMA_LEN		0x90
@@ -44,8 +51,9 @@
 #define DMA_TIME_MS		100
 #define DMA_TIMEOUT_MS		30000
 #define FAULT_TIMEOUT_MS	1000
+#define IRQ_TIMEOUT_MS		5000
 #define BIND_TIMEOUT_MS		2000
-/* The kernel prints only so many faults in five seconds. */
+/* Where faults are printed, only so many are in five seconds. */
 #define FAULT_RATELIMIT_MS	5500
 
 /* Where vmm_probe_read() lets the device keep what it read. */
@@ -76,61 +84,116 @@ static void sleep_ms(unsigned int ms)
 
 /*
  * Huge pages, so that the second stage has large leaves as well: else no IOTLB
- * entry of the nested translation is larger than 4 KiB.
+ * entry of the nested translation is larger than 4 KiB. The addresses behind RAM
+ * are reserved for blocks, see alias_init().
  */
 static int mem_init(struct vmm *vmm)
 {
-	const int prot = PROT_READ | PROT_WRITE;
-	size_t size = VMM_MEM_SIZE;
-	char *va, *start;
+	size_t space = ALIAS_OFF(2) + HUGE_SIZE;
+	char *va;
 
-	vmm->huge = true;
-	va = mmap(NULL, size, prot,
-		  MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-	if (va == MAP_FAILED) {
-		vmm->huge = false;
-		va = mmap(NULL, size + HUGE_SIZE, prot,
-			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-		if (va == MAP_FAILED)
-			return -errno;
-		start = (char *)(((uintptr_t)va + HUGE_SIZE - 1) &
-				 ~(HUGE_SIZE - 1));
-		if (start != va)
-			munmap(va, start - va);
-		munmap(start + size, HUGE_SIZE - (start - va));
-		va = start;
-		madvise(va, size, MADV_HUGEPAGE);
-	}
+	va = mmap(NULL, space, PROT_NONE,
+		  MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (va == MAP_FAILED)
+		return -errno;
+	vmm->space = va;
+	vmm->space_size = space;
 	vmm->mem = (struct guest_mem){
-		.va = va,
+		.va = (char *)(((uintptr_t)va + HUGE_SIZE - 1) &
+			       ~(HUGE_SIZE - 1)),
 		.gpa = VMM_GPA,
-		.size = size,
 	};
 	return 0;
+}
+
+static int ioas_map(struct vmm *vmm, void *va, size_t size)
+{
+	struct iommu_ioas_map map = {
+		.size = sizeof(map),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE,
+		.ioas_id = vmm->host.ioas_id,
+		.user_va = (uintptr_t)va,
+		.length = size,
+		.iova = guest_mem_gpa(&vmm->mem, va),
+	};
+
+	return ioctl(vmm->iommufd, IOMMU_IOAS_MAP, &map) ? -errno : 0;
+}
+
+/* Let the guest have @size bytes of RAM. */
+static int mem_grow(struct vmm *vmm, size_t size)
+{
+	const int prot = PROT_READ | PROT_WRITE;
+	const int flags = MAP_FIXED | MAP_SHARED | MAP_ANONYMOUS;
+	char *va = (char *)vmm->mem.va + vmm->mem.size;
+	size_t more = size - vmm->mem.size;
+	int ret;
+
+	if (size <= vmm->mem.size)
+		return 0;
+	if (mmap(va, more, prot, flags | MAP_HUGETLB, -1, 0) == MAP_FAILED) {
+		if (mmap(va, more, prot, flags, -1, 0) == MAP_FAILED)
+			return -errno;
+		madvise(va, more, MADV_HUGEPAGE);
+	}
+	ret = ioas_map(vmm, va, more);
+	if (!ret)
+		vmm->mem.size = size;
+	return ret;
+}
+
+/* One page of 2 MiB, all over the addresses of a block. */
+static int alias_map(struct vmm *vmm, char *va, size_t size)
+{
+	size_t off;
+	int fd, ret = 0;
+
+	fd = memfd_create("block", MFD_CLOEXEC | MFD_HUGETLB);
+	if (fd < 0)
+		fd = memfd_create("block", MFD_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, HUGE_SIZE))
+		ret = -errno;
+	for (off = 0; off < size && !ret; off += HUGE_SIZE)
+		if (mmap(va + off, HUGE_SIZE, PROT_READ | PROT_WRITE,
+			 MAP_FIXED | MAP_SHARED | MAP_POPULATE, fd,
+			 0) == MAP_FAILED)
+			ret = -errno;
+	close(fd);
+	return ret ? ret : ioas_map(vmm, va, size);
+}
+
+/* Guest-physical addresses for two blocks, one OLD and one NEW. */
+static int alias_init(struct vmm *vmm, size_t size)
+{
+	unsigned int i;
+	int ret = 0;
+
+	if (vmm->alias_size)
+		return vmm->alias_size == size ? 0 : -EBUSY;
+	if (size > ALIAS_MAX)
+		return -EINVAL;
+	for (i = 0; i < 2 && !ret; i++)
+		ret = alias_map(vmm, (char *)vmm->mem.va + ALIAS_OFF(i), size);
+	if (!ret)
+		vmm->alias_size = size;
+	return ret;
 }
 
 static int ioas_init(struct vmm *vmm)
 {
 	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
-	struct iommu_ioas_map map = {
-		.size = sizeof(map),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
-			 IOMMU_IOAS_MAP_WRITEABLE,
-		.user_va = (uintptr_t)vmm->mem.va,
-		.length = vmm->mem.size,
-		.iova = vmm->mem.gpa,
-	};
 
 	if (ioctl(vmm->iommufd, IOMMU_IOAS_ALLOC, &alloc))
-		return -errno;
-	map.ioas_id = alloc.out_ioas_id;
-	if (ioctl(vmm->iommufd, IOMMU_IOAS_MAP, &map))
 		return -errno;
 	vmm->host = (struct attach_host){
 		.iommufd = vmm->iommufd,
 		.ioas_id = alloc.out_ioas_id,
+		.gpa_last = VMM_GPA_LAST,
 	};
-	return 0;
+	return mem_grow(vmm, VMM_MEM_SIZE);
 }
 
 static unsigned long sysfs_hex(const char *dev, const char *attr)
@@ -245,7 +308,12 @@ static int dev_open(struct vmm *vmm, const char *name)
 	char path[64], cause[128], remedy[300];
 	int ret;
 
-	*dev = (struct vmm_dev){ .vmm = vmm, .fd = -1, .bar = MAP_FAILED };
+	*dev = (struct vmm_dev){
+		.vmm = vmm,
+		.fd = -1,
+		.bar = MAP_FAILED,
+		.irqfd = -1,
+	};
 	snprintf(dev->name, sizeof(dev->name), "%.15s", name);
 	ret = vfio_cdev(name, path, sizeof(path));
 	if (ret) {
@@ -279,6 +347,7 @@ static int dev_open(struct vmm *vmm, const char *name)
 	}
 	dev->at = (struct attach_dev){
 		.host = &vmm->host,
+		.name = dev->name,
 		.vfio_fd = dev->fd,
 		.dev_id = bind.out_devid,
 		.virt_id = dev_virt_id(name),
@@ -320,19 +389,16 @@ int vmm_init(struct vmm *vmm, unsigned int min_devs)
 {
 	int ret;
 
-	*vmm = (struct vmm){ .iommufd = -1, .kmsg = -1 };
+	*vmm = (struct vmm){
+		.iommufd = -1,
+		.granule = 12,
+		.iova_bits = 47,
+	};
 
 	vmm->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	if (vmm->iommufd < 0)
 		return vmm_fail(vmm, -errno, "cannot open /dev/iommu",
 				"run as root on a kernel with CONFIG_IOMMUFD");
-	vmm->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-	if (vmm->kmsg < 0) {
-		ret = vmm_fail(vmm, -errno, "cannot read /dev/kmsg",
-			       "run as root on a kernel with CONFIG_PRINTK");
-		goto err;
-	}
-	lseek(vmm->kmsg, 0, SEEK_END);
 	ret = mem_init(vmm);
 	if (!ret)
 		ret = ioas_init(vmm);
@@ -351,10 +417,37 @@ int vmm_init(struct vmm *vmm, unsigned int min_devs)
 			       "add one to lib/pt.c");
 		goto err;
 	}
+	ret = vmm_set_table(vmm, vmm->granule, vmm->iova_bits);
+	if (ret) {
+		vmm_fail(vmm, ret, "no tables with 4 KiB and 47 bits",
+			 "all devices must take the same format");
+		goto err;
+	}
 	return 0;
 err:
 	vmm_exit(vmm);
 	return ret;
+}
+
+int vmm_set_table(struct vmm *vmm, unsigned int granule, unsigned int iova_bits)
+{
+	unsigned int input_bits = iova_bits + vmm->fmt->sign_extended;
+	unsigned int i;
+
+	for (i = 0; i < vmm->nr_devs; i++) {
+		const struct attach_caps *caps = &vmm->dev[i].at.caps;
+
+		if (caps->format != vmm->fmt->format ||
+		    input_bits > caps->input_bits ||
+		    input_bits < caps->input_bits_min ||
+		    !(caps->page_shifts & vmm->fmt->page_shifts &
+		      BIT_ULL(granule)))
+			return -EOPNOTSUPP;
+	}
+	vmm->granule = granule;
+	vmm->iova_bits = iova_bits;
+	/* As many pages as there are with the smallest granule. */
+	return mem_grow(vmm, granule > 12 ? VMM_MEM_SIZE_LARGE : VMM_MEM_SIZE);
 }
 
 void vmm_dev_close(struct vmm_dev *dev)
@@ -368,27 +461,37 @@ void vmm_dev_close(struct vmm_dev *dev)
 	if (dev->fd >= 0)
 		close(dev->fd);
 	dev->fd = -1;
+	if (dev->irqfd >= 0)
+		close(dev->irqfd);
+	dev->irqfd = -1;
+}
+
+void vmm_dev_exit(struct vmm_dev *dev)
+{
+	if (dev->at.ops)
+		attach_dev_exit(&dev->at);
+	dev->at.ops = NULL;
+	vmm_dev_close(dev);
+}
+
+int vmm_ioas_exit(struct vmm *vmm)
+{
+	return attach_destroy(&vmm->host, vmm->host.ioas_id);
 }
 
 void vmm_exit(struct vmm *vmm)
 {
 	unsigned int i;
 
-	for (i = 0; i < vmm->nr_devs; i++) {
-		if (vmm->dev[i].at.ops)
-			attach_dev_exit(&vmm->dev[i].at);
-		vmm_dev_close(&vmm->dev[i]);
-	}
+	for (i = 0; i < vmm->nr_devs; i++)
+		vmm_dev_exit(&vmm->dev[i]);
 	vmm->nr_devs = 0;
 	if (vmm->iommufd >= 0)
 		close(vmm->iommufd);
 	vmm->iommufd = -1;
-	if (vmm->kmsg >= 0)
-		close(vmm->kmsg);
-	vmm->kmsg = -1;
-	if (vmm->mem.va)
-		munmap(vmm->mem.va, vmm->mem.size);
-	vmm->mem.va = NULL;
+	if (vmm->space)
+		munmap(vmm->space, vmm->space_size);
+	vmm->space = NULL;
 }
 
 int vmm_vhost_init(struct vmm *vmm, struct vhost_iommu *vhost, struct vq *vq,
@@ -415,22 +518,42 @@ int vmm_vhost_init(struct vmm *vmm, struct vhost_iommu *vhost, struct vq *vq,
 			      "program and kernel must be of one version") : 0;
 }
 
+/* Both stages see what the host has there, which is not RAM of the guest. */
+static int map_identity(struct vmm_domain *dom)
+{
+	const struct attach_caps *caps = &dom->vmm->dev[0].at.caps;
+	const unsigned int shift = dom->pt.granule;
+	__u64 iova = caps->identity_start;
+	int ret = 0;
+
+	for (; caps->identity_last && iova <= caps->identity_last && !ret;
+	     iova += BIT_ULL(shift))
+		ret = pt_map(&dom->pt, iova, iova, shift, PT_RW);
+	return ret;
+}
+
 int vmm_domain_init(struct vmm_domain *dom, struct vmm *vmm, __u32 id)
 {
 	struct attach_table table = {
 		.format = vmm->fmt->format,
-		.granule = vmm->fmt->granule,
-		.input_bits = vmm->fmt->input_bits,
+		.granule = vmm->granule,
+		.input_bits = vmm->iova_bits + vmm->fmt->sign_extended,
+		.output_bits = vmm->dev[0].at.caps.output_bits,
+		.attrs = vmm->fmt->attrs,
 	};
-	size_t granule = 1UL << vmm->fmt->granule;
+	size_t granule = 1UL << vmm->granule;
+	int ret;
 
 	*dom = (struct vmm_domain){ .vmm = vmm, .id = id };
-	pt_init(&dom->pt, vmm->fmt, &vmm->mem);
+	pt_init(&dom->pt, vmm->fmt, table.granule, table.input_bits, &vmm->mem);
 	dom->scratch = guest_mem_alloc(&vmm->mem, granule, granule);
 	table.root = pt_root_gpa(&dom->pt);
 	attach_domain_init(&dom->at, &vmm->host, &table);
+	ret = map_identity(dom);
+	if (ret)
+		return ret;
 	return pt_map(&dom->pt, VMM_SCRATCH_IOVA,
-		      guest_mem_gpa(&vmm->mem, dom->scratch), vmm->fmt->granule,
+		      guest_mem_gpa(&vmm->mem, dom->scratch), vmm->granule,
 		      PT_RW);
 }
 
@@ -469,7 +592,7 @@ int vmm_bind(struct vmm_domain *dom)
 
 		ret = vhost_iommu_bind(dom->vmm->vhost, dom->id,
 				       target->object_id, target->tag,
-				       dom->pt.fmt->granule);
+				       dom->pt.granule);
 		if (ret)
 			return ret;
 	}
@@ -515,6 +638,21 @@ int vmm_attach(struct vmm_domain *dom, struct vmm_dev *dev)
 	return ret;
 }
 
+/* Frees the device's old domain of it. */
+static int domain_put(struct vmm_domain *dom)
+{
+	return --dom->nr_devs ? 0 : vmm_unbind(dom);
+}
+
+int vmm_replace(struct vmm_domain *dom, struct vmm_dev *dev)
+{
+	struct vmm_domain *old = dev->dom;
+	int ret;
+
+	ret = vmm_attach(dom, dev);
+	return ret || !old ? ret : domain_put(old);
+}
+
 int vmm_detach(struct vmm_dev *dev)
 {
 	struct vmm_domain *dom = dev->dom;
@@ -526,7 +664,7 @@ int vmm_detach(struct vmm_dev *dev)
 	if (ret)
 		return ret;
 	dev->dom = NULL;
-	return --dom->nr_devs ? 0 : vmm_unbind(dom);
+	return domain_put(dom);
 }
 
 static __u64 edu_read(struct vmm_dev *dev, unsigned int reg)
@@ -573,24 +711,94 @@ int vmm_dma_store(struct vmm_dev *dev, unsigned int buf, __u64 iova, size_t len)
 	return edu_dma(dev, EDU_BUF + buf, iova, len, EDU_DMA_TO_MEM);
 }
 
+int vmm_irq_init(struct vmm_dev *dev)
+{
+	struct {
+		struct vfio_irq_set set;
+		int fd;
+	} irq = {
+		.set = {
+			.argsz = sizeof(irq),
+			.flags = VFIO_IRQ_SET_DATA_EVENTFD |
+				 VFIO_IRQ_SET_ACTION_TRIGGER,
+			.index = VFIO_PCI_MSI_IRQ_INDEX,
+			.count = 1,
+		},
+	};
+
+	dev->irqfd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (dev->irqfd < 0)
+		return -errno;
+	irq.fd = dev->irqfd;
+	return ioctl(dev->fd, VFIO_DEVICE_SET_IRQS, &irq) ? -errno : 0;
+}
+
+static void edu_write32(struct vmm_dev *dev, unsigned int reg, __u32 val)
+{
+	__atomic_store_n((__u32 *)(dev->bar + reg), val, __ATOMIC_SEQ_CST);
+}
+
+void vmm_irq_raise(struct vmm_dev *dev)
+{
+	edu_write32(dev, EDU_IRQ_ACK, 1);
+	eventfd_take(dev->irqfd);
+	edu_write32(dev, EDU_IRQ_RAISE, 1);
+}
+
+int vmm_irq_wait(struct vmm_dev *dev)
+{
+	struct pollfd pfd = { .fd = dev->irqfd, .events = POLLIN };
+
+	if (poll(&pfd, 1, IRQ_TIMEOUT_MS) != 1)
+		return -ETIMEDOUT;
+	eventfd_take(dev->irqfd);
+	return 0;
+}
+
+int vmm_fault_wait(struct vmm_dev *dev, struct attach_fault *fault)
+{
+	long long end = now_ms() + FAULT_TIMEOUT_MS;
+
+	while (attach_fault_next(&dev->at, fault)) {
+		if (now_ms() > end)
+			return -ETIMEDOUT;
+		sleep_ms(5);
+	}
+	return 0;
+}
+
 int vmm_page_init(struct vmm_page *page, struct vmm_domain *dom, __u64 iova,
 		  unsigned int shift)
 {
 	struct guest_mem *mem = &dom->vmm->mem;
 	size_t size = 1UL << shift;
+	int ret;
 
 	*page = (struct vmm_page){
 		.dom = dom,
 		.iova = iova,
 		.shift = shift,
-		.old = guest_mem_alloc(mem, size, size),
-		.new = guest_mem_alloc(mem, size, size),
 	};
+	if (size > HUGE_SIZE) {
+		ret = alias_init(dom->vmm, size);
+		if (ret)
+			return ret;
+		page->old = (char *)mem->va + ALIAS_OFF(0);
+		page->new = (char *)mem->va + ALIAS_OFF(1);
+	} else {
+		page->old = guest_mem_alloc(mem, size, size);
+		page->new = guest_mem_alloc(mem, size, size);
+	}
 	return pt_map(&dom->pt, iova, guest_mem_gpa(mem, page->old), shift,
 		      PT_RW);
 }
 
-int vmm_page_move(struct vmm_page *page)
+int vmm_page_break(struct vmm_page *page)
+{
+	return pt_unmap(&page->dom->pt, page->iova, page->shift);
+}
+
+int vmm_page_make(struct vmm_page *page)
 {
 	return pt_map(&page->dom->pt, page->iova,
 		      guest_mem_gpa(&page->dom->vmm->mem, page->new),
@@ -648,44 +856,21 @@ static enum vmm_hit probe_result(const char *old, const char *new,
 	return memcmp(new, none, len) ? VMM_MIXED : VMM_NOWHERE;
 }
 
-/* One record of the kernel log; 0 when there is none. */
-static ssize_t kmsg_read(struct vmm *vmm, char *buf, size_t len)
-{
-	ssize_t n;
-
-	do {
-		n = read(vmm->kmsg, buf, len - 1);
-	} while (n < 0 && (errno == EPIPE || errno == EINTR));
-	if (n <= 0)
-		return 0;
-	buf[n] = 0;
-	return n;
-}
-
-static void fault_arm(struct vmm *vmm)
-{
-	lseek(vmm->kmsg, 0, SEEK_END);
-}
-
-/* A fault of this device at this page that was reported since fault_arm(). */
+/* A fault of this device at this page that was reported since the last drop. */
 static bool fault_seen(struct vmm_dev *dev, __u64 iova, bool write)
 {
-	const __u64 mask = BIT_ULL(dev->vmm->fmt->granule) - 1;
+	const __u64 mask = BIT_ULL(dev->vmm->granule) - 1;
 	long long end = now_ms() + FAULT_TIMEOUT_MS;
-	struct pollfd pfd = { .fd = dev->vmm->kmsg, .events = POLLIN };
 	struct attach_fault fault;
-	char line[2048];
 
 	for (;;) {
-		while (kmsg_read(dev->vmm, line, sizeof(line)))
-			if (dev->at.ops->fault(line, &fault) &&
-			    !strcmp(fault.dev, dev->name) &&
-			    !((fault.iova ^ iova) & ~mask) &&
+		while (!attach_fault_next(&dev->at, &fault))
+			if (!((fault.iova ^ iova) & ~mask) &&
 			    fault.write == write)
 				return true;
 		if (now_ms() >= end)
 			return false;
-		poll(&pfd, 1, 20);
+		sleep_ms(5);
 	}
 }
 
@@ -697,7 +882,7 @@ static enum vmm_hit probe_once(struct vmm_dev *dev, const struct vmm_page *page,
 
 	memset(old, 0, VMM_PROBE_LEN);
 	memset(new, 0, VMM_PROBE_LEN);
-	fault_arm(dev->vmm);
+	attach_fault_drop(&dev->at);
 	if (vmm_dma_store(dev, 0, page->iova + off, VMM_PROBE_LEN))
 		return VMM_NOWHERE;
 	hit = probe_result(old, new, 0);
@@ -729,7 +914,7 @@ enum vmm_hit vmm_probe_read(struct vmm_dev *dev, const struct vmm_page *page,
 	memset(page->old + off, 'O', len);
 	memset(page->new + off, 'N', len);
 	memset(got, '-', len);
-	fault_arm(dev->vmm);
+	attach_fault_drop(&dev->at);
 	/* Whatever an earlier read left in the device. */
 	if (vmm_dma_load(dev, VMM_SCRATCH_IOVA + BUF_READ, BUF_READ, len) ||
 	    vmm_dma_load(dev, page->iova + off, BUF_READ, len))

@@ -19,6 +19,10 @@
 /* Above every window that an IOMMU keeps for interrupts. */
 #define VMM_GPA			0x100000000ULL
 #define VMM_MEM_SIZE		(16UL << 20)
+/* With a granule above 4 KiB. */
+#define VMM_MEM_SIZE_LARGE	(64UL << 20)
+/* Where the guest's RAM could end, and nothing of its own begins. */
+#define VMM_GPA_LAST		0xffffffffffULL
 #define VMM_DEVS_MAX		4
 #define VMM_TARGETS_MAX		4
 
@@ -35,6 +39,7 @@ struct vmm_domain;
  * @fd: VFIO device
  * @bar: registers
  * @at: for the attach library
+ * @irqfd: signalled by its interrupt, or -1
  * @dom: the domain it is attached to, or NULL
  * @loaded: its buffer holds the pattern that vmm_probe() stores
  */
@@ -44,6 +49,7 @@ struct vmm_dev {
 	int fd;
 	char *bar;
 	struct attach_dev at;
+	int irqfd;
 	struct vmm_domain *dom;
 	bool loaded;
 };
@@ -51,26 +57,32 @@ struct vmm_dev {
 /**
  * struct vmm - The VMM
  * @mem: RAM of the guest, mapped in the IOAS at its guest-physical addresses
- * @huge: huge pages back it
+ * @space: addresses that RAM and blocks lie in
+ * @space_size: their number
+ * @alias_size: size of the blocks that vmm_page_init() can back, see there
  * @iommufd: /dev/iommu
  * @host: for the attach library
  * @fmt: writer of the table format that all devices take
+ * @granule: log2 of the granule of tables
+ * @iova_bits: width of the addresses that they map
  * @dev: the devices
  * @nr_devs: number of devices
  * @vhost: where domains are bound, or NULL
- * @kmsg: /dev/kmsg, for DMA faults
  * @why: after an error of vmm_init() or vmm_vhost_init(): cause and remedy
  */
 struct vmm {
 	struct guest_mem mem;
-	bool huge;
+	void *space;
+	size_t space_size;
+	size_t alias_size;
 	int iommufd;
 	struct attach_host host;
 	const struct pt_fmt *fmt;
+	unsigned int granule;
+	unsigned int iova_bits;
 	struct vmm_dev dev[VMM_DEVS_MAX];
 	unsigned int nr_devs;
 	struct vhost_iommu *vhost;
-	int kmsg;
 	char why[640];
 };
 
@@ -104,13 +116,23 @@ struct vmm_domain {
  */
 int vmm_init(struct vmm *vmm, unsigned int min_devs);
 void vmm_exit(struct vmm *vmm);
+/*
+ * Other tables than those with a granule of 4 KiB and 47-bit addresses, which
+ * every format has: -EOPNOTSUPP when a device cannot take them. Comes before
+ * vmm_vhost_init().
+ */
+int vmm_set_table(struct vmm *vmm, unsigned int granule, unsigned int iova_bits);
 /* Starts vhost-iommu with @nr queues; domains that are attached later are bound. */
 int vmm_vhost_init(struct vmm *vmm, struct vhost_iommu *vhost, struct vq *vq,
 		   unsigned int nr, unsigned int queue_size);
 /* Closes the VFIO device; it is attached nowhere then. */
 void vmm_dev_close(struct vmm_dev *dev);
+/* The same, and all that the attach library has for it. */
+void vmm_dev_exit(struct vmm_dev *dev);
+/* Nothing must use the guest's address space any more. */
+int vmm_ioas_exit(struct vmm *vmm);
 
-/* An empty table with the scratch page in it. */
+/* A table with the scratch page in it, and the identity window if there is one. */
 int vmm_domain_init(struct vmm_domain *dom, struct vmm *vmm, __u32 id);
 /* The domain must be detached and unbound. */
 void vmm_domain_exit(struct vmm_domain *dom);
@@ -122,12 +144,23 @@ int vmm_commit(struct vmm_domain *dom, struct vmm_dev *dev);
 /* ... and all of them. */
 int vmm_attach(struct vmm_domain *dom, struct vmm_dev *dev);
 int vmm_unbind(struct vmm_domain *dom);
+/* From its domain to this one; the old one is unbound when it was its last device. */
+int vmm_replace(struct vmm_domain *dom, struct vmm_dev *dev);
 /* Detach; and unbind when it was the last device. */
 int vmm_detach(struct vmm_dev *dev);
 
 /* DMA from memory to the device's buffer (4 KiB), and back. Done on return. */
 int vmm_dma_load(struct vmm_dev *dev, __u64 iova, unsigned int buf, size_t len);
 int vmm_dma_store(struct vmm_dev *dev, unsigned int buf, __u64 iova, size_t len);
+
+/* The device's interrupt, an MSI. Attach it first. */
+int vmm_irq_init(struct vmm_dev *dev);
+void vmm_irq_raise(struct vmm_dev *dev);
+/* -ETIMEDOUT when none comes. */
+int vmm_irq_wait(struct vmm_dev *dev);
+
+/* The device's next fault; -ETIMEDOUT when none comes. */
+int vmm_fault_wait(struct vmm_dev *dev, struct attach_fault *fault);
 
 /**
  * struct vmm_page - A page of a domain that moves from one place to another
@@ -145,11 +178,18 @@ struct vmm_page {
 	char *new;
 };
 
-/* Memory for both, and maps the old one. */
+/*
+ * Memory for both, and maps the old one. Blocks above 2 MiB are one 2 MiB page
+ * over and over, and there is memory for one of them.
+ */
 int vmm_page_init(struct vmm_page *page, struct vmm_domain *dom, __u64 iova,
 		  unsigned int shift);
-/* Change the leaf. Invalidates nothing. */
-int vmm_page_move(struct vmm_page *page);
+/*
+ * The two halves of moving it, between which its leaf is to be invalidated:
+ * formats may demand that an entry is never changed while it is valid.
+ */
+int vmm_page_break(struct vmm_page *page);
+int vmm_page_make(struct vmm_page *page);
 
 /**
  * enum vmm_hit - Where a DMA went
