@@ -320,3 +320,46 @@ check_spec_selftest() {
 check_lab() {
 	"$lab/selftest"
 }
+
+# --- one program for every vendor ---
+
+neutral_words='vt-?d|dmar|intel|smmu|\bamd\b|x86|\barm|aarch64|\basid\b|hw_info'
+
+# Nothing here may tell one vendor from another: not in code, not in words.
+neutral_files=(tools/vhost-iommu/demo.c tools/vhost-iommu/bench.c drivers/vhost/iommu.c
+	include/uapi/linux/virtio_iommu_stage1.h
+	tools/testing/selftests/vhost_iommu/lib/{vmm,vq,vhost_iommu,record}.{c,h})
+
+# has_no_vendor FILE
+has_no_vendor() {
+	! grep -n -i -E "$neutral_words" "$1"
+}
+
+# The selftest names table formats, which its variants are, and no IOMMU.
+has_no_vendor_but_formats() {
+	sed -E 's/ATTACH_FORMAT_[A-Z0-9_]+|FIXTURE_VARIANT_ADD\(dma, [a-z0-9_]+\)//' "$1" | {
+		! grep -n -i -E "$neutral_words"
+	}
+}
+
+check_neutral() {
+	local file
+
+	scratch dir
+	tap_plan $((${#neutral_files[@]} + 2))
+	for file in "${neutral_files[@]}"; do
+		tap_run "no vendor in $file" has_no_vendor "$repo/$file"
+	done
+	tap_run "no vendor in the selftest with DMA" \
+		has_no_vendor_but_formats "$repo/tools/testing/selftests/vhost_iommu/vhost_iommu_dma.c"
+	# the check itself
+	{
+		cat "$repo/tools/vhost-iommu/demo.c"
+		echo 'if (is_smmuv3(dev)) return;'
+	} >"$dir/branch.c"
+	tap_run "a vendor branch is found" finds_vendor "$dir/branch.c"
+}
+
+finds_vendor() {
+	! has_no_vendor "$1" >/dev/null
+}
