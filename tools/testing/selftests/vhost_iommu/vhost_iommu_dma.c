@@ -170,6 +170,25 @@ static int flush_domain(struct vq *vq, const struct vmm_domain *dom)
 	return inv_req_submit(&req, vq);
 }
 
+/*
+ * When the last domain and the last device have gone, so have their objects,
+ * @id among them, and nothing uses the guest's address space any more.
+ */
+static void leave_nothing(struct __test_metadata *_metadata,
+			  FIXTURE_DATA(dma) *self, __u32 id)
+{
+	unsigned int i;
+
+	for (i = 0; i < self->vmm.nr_devs; i++)
+		ASSERT_OK(vmm_detach(&self->dev[i]));
+	for (i = 0; i < NR_DOMAINS; i++)
+		vmm_domain_exit(&self->dom[i]);
+	for (i = 0; i < self->vmm.nr_devs; i++)
+		vmm_dev_exit(&self->dev[i]);
+	ASSERT_EQ(-ENOENT, attach_destroy(&self->vmm.host, id));
+	ASSERT_OK(vmm_ioas_exit(&self->vmm));
+}
+
 TEST_F(dma, range)
 {
 	struct vmm_domain *dom = &self->dom[0];
@@ -881,6 +900,51 @@ TEST_F(dma, domain_id_reused)
 	}
 }
 
+/* The same where nothing but the attach library is there to flush a tag. */
+TEST_F(dma, tag_reused_without_vhost)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_detach(self->dev));
+	self->vmm.vhost = NULL;
+	ASSERT_OK(vmm_attach(dom, self->dev));
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
+	ASSERT_OK(vmm_detach(self->dev));
+	vmm_domain_exit(dom);
+	ASSERT_OK(vmm_domain_init(dom, &self->vmm, DOMAIN_ID(0)));
+	ASSERT_OK(vmm_attach(dom, self->dev));
+	ASSERT_HIT(VMM_FAULT, self->dev, &page, 0);
+	ASSERT_OK(vmm_detach(self->dev));
+	vmm_domain_exit(dom);
+	self->vmm.vhost = &self->vhost;
+}
+
+/* The IOMMUs of two devices, behind which one domain is. */
+TEST_F(dma, two_iommus)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+	unsigned int i;
+
+	if (vmm_same_iommu(&self->dev[0], &self->dev[1]))
+		SKIP(return, "both devices are behind one IOMMU");
+	ASSERT_OK(vmm_replace(dom, &self->dev[1]));
+	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
+	for (i = 0; i < 2; i++)
+		ASSERT_HIT(VMM_OLD, &self->dev[i], &page, 0);
+	ASSERT_OK(vmm_page_break(&page));
+	for (i = 0; i < 2; i++)
+		ASSERT_HIT(VMM_OLD, &self->dev[i], &page, 0);
+	/* One request, which names one domain. */
+	ASSERT_OK(flush_leaf(self->vq, &page));
+	ASSERT_OK(vmm_page_make(&page));
+	for (i = 0; i < 2; i++)
+		ASSERT_HIT(VMM_NEW, &self->dev[i], &page, 0);
+	leave_nothing(_metadata, self, dom->target[0].object_id);
+}
+
 /* Requests pile up before the first kick. */
 TEST_F_TIMEOUT(dma, requests_in_flight, SLOW)
 {
@@ -1017,25 +1081,6 @@ TEST_F(dma, ioctl_vendor)
 	ASSERT_EQ(1, nr);
 	ASSERT_OK(vmm_page_make(&page));
 	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
-}
-
-/*
- * When the last domain and the last device have gone, so have their objects,
- * @id among them, and nothing uses the guest's address space any more.
- */
-static void leave_nothing(struct __test_metadata *_metadata,
-			  FIXTURE_DATA(dma) *self, __u32 id)
-{
-	unsigned int i;
-
-	for (i = 0; i < self->vmm.nr_devs; i++)
-		ASSERT_OK(vmm_detach(&self->dev[i]));
-	for (i = 0; i < NR_DOMAINS; i++)
-		vmm_domain_exit(&self->dom[i]);
-	for (i = 0; i < self->vmm.nr_devs; i++)
-		vmm_dev_exit(&self->dev[i]);
-	ASSERT_EQ(-ENOENT, attach_destroy(&self->vmm.host, id));
-	ASSERT_OK(vmm_ioas_exit(&self->vmm));
 }
 
 TEST_F(dma, nothing_left)

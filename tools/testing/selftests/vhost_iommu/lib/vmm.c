@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -450,6 +451,17 @@ int vmm_set_table(struct vmm *vmm, unsigned int granule, unsigned int iova_bits)
 	return mem_grow(vmm, granule > 12 ? VMM_MEM_SIZE_LARGE : VMM_MEM_SIZE);
 }
 
+bool vmm_same_iommu(const struct vmm_dev *a, const struct vmm_dev *b)
+{
+	char path[300], real_a[PATH_MAX], real_b[PATH_MAX];
+
+	snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu", a->name);
+	if (!realpath(path, real_a))
+		return false;
+	snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu", b->name);
+	return realpath(path, real_b) && !strcmp(real_a, real_b);
+}
+
 void vmm_dev_close(struct vmm_dev *dev)
 {
 	if (dev->dom)
@@ -476,6 +488,17 @@ void vmm_dev_exit(struct vmm_dev *dev)
 
 int vmm_ioas_exit(struct vmm *vmm)
 {
+	struct iommu_ioas_unmap all = {
+		.size = sizeof(all),
+		.ioas_id = vmm->host.ioas_id,
+		.length = ~0ULL,
+	};
+
+	/* The length comes back as what there was. */
+	if (ioctl(vmm->iommufd, IOMMU_IOAS_UNMAP, &all))
+		return -errno;
+	if (all.length != vmm->mem.size + 2 * vmm->alias_size)
+		return -EUCLEAN;
 	return attach_destroy(&vmm->host, vmm->host.ioas_id);
 }
 

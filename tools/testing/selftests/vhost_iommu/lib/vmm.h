@@ -125,11 +125,16 @@ int vmm_set_table(struct vmm *vmm, unsigned int granule, unsigned int iova_bits)
 /* Starts vhost-iommu with @nr queues; domains that are attached later are bound. */
 int vmm_vhost_init(struct vmm *vmm, struct vhost_iommu *vhost, struct vq *vq,
 		   unsigned int nr, unsigned int queue_size);
+/* One IOMMU serves both. */
+bool vmm_same_iommu(const struct vmm_dev *a, const struct vmm_dev *b);
 /* Closes the VFIO device; it is attached nowhere then. */
 void vmm_dev_close(struct vmm_dev *dev);
 /* The same, and all that the attach library has for it. */
 void vmm_dev_exit(struct vmm_dev *dev);
-/* Nothing must use the guest's address space any more. */
+/*
+ * Nothing must use the guest's address space any more, else -EBUSY. -EUCLEAN when
+ * something else than its RAM was mapped in it.
+ */
 int vmm_ioas_exit(struct vmm *vmm);
 
 /* A table with the scratch page in it, and the identity window if there is one. */
