@@ -7,15 +7,20 @@ LAB := $(CURDIR)/tools/lab/lab
 # Given on make's command line, these reach the lab as environment variables.
 export LINUX_SRC QEMU_SRC VHOST_IOMMU_CACHE VHOST_IOMMU_DROP VHOST_IOMMU_FAULT LAB_WORK
 
+# HOST in the environment may be the name of the machine; on the command line it is meant for us.
+ifeq ($(origin HOST),command line)
+export LAB_HOST := $(HOST)
+endif
+
 .PHONY: help
 help:
 	@echo 'Targets:'
-	@echo '  demo           boot our kernel on an emulated host and show that invalidations arrive'
+	@echo '  demo           boot our kernel on emulated hosts, VT-d and SMMUv3, and show that invalidations arrive'
 	@echo '  test           all tests; the last line sums up'
 	@echo '  check          the tests that need no VM'
 	@echo '  test-long      tests that take too long for every day'
 	@echo '  bench          cost of an invalidation, in instructions'
-	@echo '  linux          make the Linux tree and build the kernel'
+	@echo '  linux          make the Linux tree and build the kernels, for x86 and arm64'
 	@echo '  linux-debug    the same, with KASAN, lockdep and other checkers'
 	@echo '  qemu           make the QEMU tree and build it'
 	@echo '  linux-edit     make a git tree of Linux to edit, one commit per patch (build/edit-linux)'
@@ -25,6 +30,8 @@ help:
 	@echo '  clean          remove what was built in this checkout (build/)'
 	@echo '  distclean      remove the cache as well: downloads, trees, kernels, QEMU'
 	@echo 'Variables:'
+	@echo '  HOST=vtd|smmuv3            demo, bench, linux: only this host, x86 with VT-d or arm64 with SMMUv3'
+	@echo '                             (default: both)'
 	@echo '  LINUX_SRC=, QEMU_SRC=      use this tree (a directory or a tarball), not the packaged source'
 	@echo '  VHOST_IOMMU_CACHE=         where trees and downloads go, shared by all clones'
 	@echo '                             (default: ~/.cache/vhost-iommu)'

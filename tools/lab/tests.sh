@@ -7,10 +7,13 @@ out=$repo/build
 results=$out/test
 
 check_stages=(lab patches_linux patches_qemu spec spec_selftest checkpatch_linux checkpatch_qemu kernel_doc units
-	unit_faults sparse arm64)
-vm_stages=(trees qtests faults mock_debug dma_debug iommufd_debug mock dma iommufd demo demo_drop bench splats)
-# Most of their time is one CPU's, or a wait for the emulated device: two run at a time.
-parallel_stages=(faults mock_debug dma_debug iommufd_debug mock dma iommufd demo demo_drop bench)
+	unit_faults neutral sparse arm64)
+vm_stages=(trees qtests faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
+	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two iommufd iommufd_arm64 demo demo_drop bench splats)
+# Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
+# have two VMs each.
+parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
+	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two iommufd iommufd_arm64)
 long_stages=(fail_nth)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
@@ -154,6 +157,7 @@ on_hosts() {
 		step "programs: $program, for $arch"
 		build_programs "$arch" || die "$program was not built for $arch"
 	done
+	rm -f "$out/$program".*.{out,err,log}
 	for h in "${wanted[@]}"; do
 		select_host "$h"
 		step "running $program on $h"
@@ -193,11 +197,15 @@ lab_spec() {
 
 # All that the VM stages need, so that each one's time is its own.
 check_trees() {
-	tap_plan 4
+	local kind
+
+	tap_plan $((3 + ${#kinds[@]}))
 	tap_loud "QEMU and its tests" build_qemu tests
-	tap_loud "the lab kernel" build_linux lab
-	tap_loud "the debug kernel" build_linux debug
-	tap_loud "programs" build_programs
+	for kind in "${kinds[@]}"; do
+		tap_loud "the $kind kernel" build_linux "$kind"
+	done
+	tap_loud "programs for x86" build_programs x86
+	tap_loud "programs for arm64" build_programs arm64
 }
 
 # tap_loud NAME COMMAND...: as tap_run, but what COMMAND says is shown at once
@@ -217,17 +225,25 @@ check_qtests() {
 	local test
 
 	build_qemu tests >&2 || die "QEMU was not built"
-	make_rom "$qemu_build/qemu-bundle/usr/local/share/qemu"
+	make_roms "$qemu_build/qemu-bundle/usr/local/share/qemu"
 	while read -r test; do
 		run_qtest "$test"
 	done < <(qemu_qtests)
 }
 
-# The NIC among the default devices wants an option ROM: one that does nothing.
-make_rom() {
+# A QEMU in its build directory looks for firmware there only. The NIC among the default devices wants
+# an option ROM: one that does nothing.
+make_roms() {
+	local file
+
 	mkdir -p "$1"
-	printf '\x55\xaa\x01\xcb' >"$1/efi-e1000e.rom"
-	truncate -s 512 "$1/efi-e1000e.rom"
+	for file in /usr/share/seabios/*.bin /usr/share/qemu/*.bin; do
+		ln -sf "$file" "$1/"
+	done
+	for file in "$1"/efi-{e1000e,virtio}.rom; do
+		printf '\x55\xaa\x01\xcb' >"$file"
+		truncate -s 512 "$file"
+	done
 }
 
 run_qtest() {
@@ -253,7 +269,7 @@ qtest() {
 # vm_programs STAGE OPTIONS... -- PROGRAM...: what the programs print is the stage's result
 vm_programs() {
 	local stage=$1 program host=vtd bin
-	local -a options=() programs=()
+	local -a options=() programs=() words
 	shift
 
 	while [[ $1 != -- ]]; do
@@ -265,9 +281,11 @@ vm_programs() {
 	select_host "$host"
 	build_programs "$arch" >&2 || die "the test programs were not built"
 	for program; do
-		[[ -x $bin/$program ]] || die "there is no program $program" "It should come from tools/testing/selftests."
+		read -r -a words <<<"$program"
+		[[ -x $bin/${words[0]} ]] || die "there is no program ${words[0]}" \
+			"It should come from tools/testing/selftests."
 		((${#programs[@]} == 0)) || programs+=(--then)
-		programs+=("$bin/$program")
+		programs+=("$bin/${words[0]}" "${words[@]:1}")
 	done
 	lab_run --log "$results/$stage.console" "${options[@]}" "${programs[@]}"
 }
@@ -280,12 +298,43 @@ check_mock_debug() {
 	vm_programs mock-debug --kernel debug --edu 0 --leaks --timeout 600 -- iommufd_inval vhost_iommu_mock
 }
 
+check_mock_debug_arm64() {
+	vm_programs mock-debug-arm64 --host smmuv3 --kernel debug --edu 0 --leaks --timeout 600 -- \
+		iommufd_inval vhost_iommu_mock
+}
+
+# The tables that devices take on the one host and on the other: the tests' variants.
+x86_tables='-v x86_64'
+arm_tables='-v arm_4k -v arm_16k -v arm_64k'
+
 check_dma() {
-	vm_programs dma --icount --edu 2 --hugepages 64 -- vhost_iommu_dma
+	vm_programs dma --icount --edu 2 --hugepages 64 -- "vhost_iommu_dma $x86_tables"
 }
 
 check_dma_debug() {
-	vm_programs dma-debug --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 600 -- vhost_iommu_dma
+	vm_programs dma-debug --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 600 -- \
+		"vhost_iommu_dma $x86_tables"
+}
+
+check_dma_smmuv3() {
+	vm_programs dma-smmuv3 --host smmuv3 --icount --edu 2 --hugepages 64 -- "vhost_iommu_dma $arm_tables"
+}
+
+# Without range invalidation each page is a command; and the small ASIDs.
+check_dma_smmuv3_noril() {
+	vm_programs dma-smmuv3-noril --host smmuv3 --smmu ril=off,asid-bits=8 --icount --edu 2 --hugepages 64 -- \
+		"vhost_iommu_dma $arm_tables"
+}
+
+# Two SMMUs, one for each device.
+check_dma_smmuv3_two() {
+	vm_programs dma-smmuv3-two --host smmuv3 --smmus 2 --icount --edu 2 --hugepages 64 -- \
+		"vhost_iommu_dma $arm_tables"
+}
+
+check_dma_debug_smmuv3() {
+	vm_programs dma-debug-smmuv3 --host smmuv3 --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 600 -- \
+		"vhost_iommu_dma -v arm_4k"
 }
 
 # The kernel's own tests of iommufd, on our kernel.
@@ -293,8 +342,16 @@ check_iommufd() {
 	vm_programs iommufd --edu 0 --hugepages 300 --mem 3G --timeout 300 -- iommufd
 }
 
+check_iommufd_arm64() {
+	vm_programs iommufd-arm64 --host smmuv3 --edu 0 --hugepages 300 --mem 3G --timeout 300 -- iommufd
+}
+
 check_iommufd_debug() {
 	vm_programs iommufd-debug --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 900 -- iommufd
+}
+
+check_iommufd_debug_arm64() {
+	vm_programs iommufd-debug-arm64 --host smmuv3 --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 900 -- iommufd
 }
 
 check_fail_nth() {
@@ -303,16 +360,19 @@ check_fail_nth() {
 
 # No splat in the logs of the debug kernel; and a real one, made on purpose, is seen.
 check_splats() {
-	local stage log=$results/seeded.console
+	local stage h log
 
-	tap_plan 5
-	for stage in mock-debug dma-debug iommufd-debug; do
+	tap_plan $((6 + 2 * ${#hosts[@]}))
+	for stage in mock-debug dma-debug iommufd-debug mock-debug-arm64 dma-debug-smmuv3 iommufd-debug-arm64; do
 		tap_run "no splat in $stage" "$lab/splat" "$results/$stage.console"
 	done
-	compile_true
-	tap_loud "a VM with a seeded splat runs to its end" lab_run --kernel debug --edu 0 --log "$log" \
-		--write /sys/kernel/debug/provoke-crash/DIRECT=READ_AFTER_FREE "$out/bin/true"
-	tap_run "the seeded splat is found" found_kasan "$log"
+	for h in "${hosts[@]}"; do
+		log=$results/seeded-$h.console
+		compile_true "$h"
+		tap_loud "$h: a VM with a seeded splat runs to its end" lab_run --host "$h" --kernel debug --edu 0 \
+			--log "$log" --write /sys/kernel/debug/provoke-crash/DIRECT=READ_AFTER_FREE "$bin/true"
+		tap_run "$h: the seeded splat is found" found_kasan "$log"
+	done
 }
 
 found_kasan() {
@@ -324,13 +384,15 @@ found_kasan() {
 }
 
 compile_true() {
-	mkdir -p "$out/bin"
-	echo 'int main(void) { return 0; }' | gcc -x c -static -o "$out/bin/true" -
+	select_host "$1"
+	bin=$out/bin$arch_suffix
+	mkdir -p "$bin"
+	echo 'int main(void) { return 0; }' | "${arch_cross}gcc" -x c -static -o "$bin/true" -
 }
 
 check_demo() {
 	tap_plan 1
-	tap_run "make demo: every row is right" lab_demo
+	tap_run "make demo: every row is right, on each host" lab_demo
 }
 
 # Without the kick nothing may be right that expects NEW: a demo that cannot fail proves nothing.
@@ -339,6 +401,7 @@ check_demo_drop() {
 
 	tap_plan 2
 	VHOST_IOMMU_DROP=1 lab_demo >"$results/demo-drop.out" || rc=$?
+	cat "$out"/demo.*.out >>"$results/demo-drop.out"
 	tap_run "make demo fails if no invalidation is posted" test "$rc" = 1
 	tap_run "no row says that it saw NEW" no_row_is_right "$results/demo-drop.out"
 }
@@ -359,7 +422,11 @@ check_bench() {
 }
 
 bench_into() {
-	lab_bench >"$1"
+	local rc=0
+
+	lab_bench >"$1" || rc=$?
+	cat "$out"/bench.*.out >>"$1"
+	return "$rc"
 }
 
 check_faults() {

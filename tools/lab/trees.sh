@@ -355,7 +355,7 @@ adopt_build() {
 
 	[[ -f $origin ]] || return 0
 	select_tree linux
-	[[ ! -d $tree/build-$kind ]] || return 0
+	[[ -d $tree && ! -d $tree/build-$kind ]] || return 0
 	work_name=$(<"$origin")
 	if ! build_linux "$kind"; then
 		work_name=$name
