@@ -152,6 +152,17 @@ dt_put() {
 	fdtput -t x "$dtb" "$node" "$property" $( (($# == 0)) || printf '%x ' "$@")
 }
 
+# add_erratum DTB: the SMMUs say that they are those with erratum T264
+add_erratum() {
+	local dtb=$1 smmu found=
+
+	for smmu in $(fdtget -l "$dtb" / | grep '^smmuv3@'); do
+		fdtput -t s "$dtb" "/$smmu" compatible nvidia,tegra264-smmu arm,smmu-v3
+		found=1
+	done
+	[[ $found ]] || die "QEMU's device tree has no SMMU"
+}
+
 # add_second_smmu DTB: split the PCI host bridge of DTB into two, with an SMMU each. QEMU puts the
 # SMMUs next to each other on its platform bus, registers and interrupts.
 add_second_smmu() {

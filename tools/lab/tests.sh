@@ -9,11 +9,11 @@ results=$out/test
 check_stages=(lab patches_linux patches_qemu spec spec_selftest checkpatch_linux checkpatch_qemu kernel_doc units
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
-	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two iommufd iommufd_arm64 demo demo_drop bench splats)
+	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64 demo demo_drop bench splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
-	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two iommufd iommufd_arm64)
+	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64)
 long_stages=(fail_nth)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
@@ -335,6 +335,31 @@ check_dma_smmuv3_two() {
 check_dma_debug_smmuv3() {
 	vm_programs dma-debug-smmuv3 --host smmuv3 --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 600 -- \
 		"vhost_iommu_dma -v arm_4k"
+}
+
+# The same tests with and without the SMMU's erratum: with it, each TLBI and each CFGI_CD is issued twice.
+check_erratum() {
+	local erratum program="vhost_iommu_dma -r dma.arm_4k.range_of_pages -r dma.arm_4k.domain -r dma.arm_4k.replace"
+
+	tap_plan 5
+	for erratum in "" --smmu-erratum; do
+		tap_run "the tests pass${erratum:+ with $erratum}" vm_programs "erratum$erratum" \
+			--host smmuv3 $erratum --icount --edu 2 --hugepages 64 --trace 'smmuv3_cmdq_opcode' -- "$program"
+	done
+	for program in TLBI_NH_VA TLBI_NH_ASID CFGI_CD; do
+		tap_run "$program is issued twice" twice_as_often "$program" \
+			"$results/erratum.console.trace" "$results/erratum--smmu-erratum.console.trace"
+	done
+}
+
+# twice_as_often COMMAND LOG LOG: in the second log
+twice_as_often() {
+	local once twice
+
+	once=$(grep -c -w "SMMU_CMD_$1" "$2" || true)
+	twice=$(grep -c -w "SMMU_CMD_$1" "$3" || true)
+	echo "$1: $once without the erratum, $twice with it"
+	((once > 0 && twice == 2 * once))
 }
 
 # The kernel's own tests of iommufd, on our kernel.

@@ -7,7 +7,7 @@
 lab_run() {
 	local kernel=lab kernel_work=$work_name limit=120 icount= smp=2 mem=2G edus=1 log= hugepages= leaks= quiet=
 	local append=() environment=() files=() qemu_args=() writes=() trace=
-	local vtd='' smmu='' smmus=1 host=vtd
+	local vtd='' smmu='' smmus=1 erratum='' host=vtd
 	local dir script argument first program rc=0 line
 
 	while (($#)); do
@@ -30,6 +30,7 @@ lab_run() {
 		--vtd) vtd=$2; shift ;;
 		--smmu) smmu=$2; shift ;;
 		--smmus) smmus=$2; shift ;;
+		--smmu-erratum) erratum=1 ;;
 		--qemu-arg) qemu_args+=("$2"); shift ;;
 		--trace) trace=$2; shift ;;
 		--quiet) quiet=1 ;;
@@ -130,7 +131,7 @@ lab_run() {
 	[[ ! $trace ]] || options+=(-trace "$trace" -D "${log:-$dir/console}.trace")
 	options+=("${qemu_args[@]}" -append "${append[*]}")
 	release
-	((smmus == 1)) || two_smmus
+	[[ $smmus == 1 && ! $erratum ]] || edit_device_tree
 
 	: >"$dir/console"
 	boot "$dir" "$limit" "${options[@]}" || rc=$?
@@ -162,10 +163,11 @@ add_devices() {
 }
 
 # The device tree that QEMU makes for these options, and what it leaves out.
-two_smmus() {
+edit_device_tree() {
 	"$dir/qemu" "${options[@]}" -machine "dumpdtb=$dir/dtb" >"$dir/dtb.log" 2>&1 </dev/null || true
 	[[ -s $dir/dtb ]] || die "QEMU did not write its device tree" "$(<"$dir/dtb.log")"
-	add_second_smmu "$dir/dtb"
+	((smmus == 1)) || add_second_smmu "$dir/dtb"
+	[[ ! $erratum ]] || add_erratum "$dir/dtb"
 	options+=(-dtb "$dir/dtb")
 }
 
@@ -184,6 +186,7 @@ check_run_options() {
 	[[ ! $smmu || $host == smmuv3 ]] || die "lab run --smmu is for --host smmuv3" "Properties of a VT-d: --vtd"
 	((smmus == 1 || smmus == 2)) || die "lab run --smmus: 1 or 2, not $smmus"
 	((smmus == 1)) || [[ $host == smmuv3 ]] || die "lab run --smmus is for --host smmuv3"
+	[[ ! $erratum || $host == smmuv3 ]] || die "lab run --smmu-erratum is for --host smmuv3"
 }
 
 word() {
