@@ -175,7 +175,7 @@ static int flush_domain(struct vq *vq, const struct vmm_domain *dom)
  * @id among them, and nothing uses the guest's address space any more.
  */
 static void leave_nothing(struct __test_metadata *_metadata,
-			  FIXTURE_DATA(dma) *self, __u32 id)
+			  struct _test_data_dma *self, __u32 id)
 {
 	unsigned int i;
 

@@ -30,17 +30,17 @@
 #include "util.h"
 
 /* Registers, as IOMMU_GET_HW_INFO reports them. */
-#define FIELD(val, hi, lo)	(((val) >> (lo)) & (BIT_ULL((hi) - (lo) + 1) - 1))
+#define FIELD(val, lo, len)	(((val) >> (lo)) & (BIT_ULL(len) - 1))
 #define IDR0_S2P		BIT(0)
 #define IDR0_S1P		BIT(1)
-#define IDR0_TTF(idr)		FIELD(idr, 3, 2)
+#define IDR0_TTF(idr)		FIELD(idr, 2, 2)
 #define IDR0_TTF_AARCH64	BIT(1)
 #define IDR0_COHACC		BIT(4)
 #define IDR0_ASID16		BIT(12)
-#define IDR0_TTENDIAN(idr)	FIELD(idr, 22, 21)
+#define IDR0_TTENDIAN(idr)	FIELD(idr, 21, 2)
 #define IDR0_TTENDIAN_BIG	3
 #define IDR3_FWB		BIT(8)
-#define IDR5_OAS(idr)		FIELD(idr, 2, 0)
+#define IDR5_OAS(idr)		FIELD(idr, 0, 3)
 #define IDR5_GRAN4K		BIT(4)
 #define IDR5_GRAN16K		BIT(5)
 #define IDR5_GRAN64K		BIT(6)
@@ -48,8 +48,8 @@
 /* Stream table entry, the part that is the guest's (5.2). */
 #define STE_0_V			BIT_ULL(0)
 #define STE_0_CFG_S1		(5ULL << 1)
-#define STE_1_S1CIR_WB		(1ULL << 2)
-#define STE_1_S1COR_WB		(1ULL << 4)
+#define STE_1_S1CIR_WB		BIT_ULL(2)
+#define STE_1_S1COR_WB		BIT_ULL(4)
 #define STE_1_S1CSH_INNER	(3ULL << 6)
 
 /* Context descriptor (5.4). */
@@ -79,7 +79,7 @@
 #define CMD_ADDR		(~0xfffULL)
 
 /* Event records (7.3). */
-#define EVT_0_TYPE(evt)		FIELD(evt, 7, 0)
+#define EVT_0_TYPE(evt)		FIELD(evt, 0, 8)
 #define EVT_0_SID(evt)		((evt) >> 32)
 #define EVT_1_RNW		BIT_ULL(35)
 #define EVT_F_TRANSLATION	0x10
@@ -562,7 +562,7 @@ static int smmuv3_hwpt_alloc(struct attach_dev *dev)
 
 static int smmuv3_add(struct attach_dev *dev, char *why, size_t why_len)
 {
-	const char *what = "no vIOMMU (its driver wants S2FWB or CANWBS; an emulated SMMUv3 needs fwb=on)";
+	const char *what = "no vIOMMU (the kernel wants S2FWB or CANWBS; QEMU: fwb=on)";
 	struct smmuv3_dev *priv;
 	struct smmuv3_host *host;
 	int ret = -ENOMEM, slot;
