@@ -6,6 +6,7 @@
 
 #include <linux/iommu_inval.h>
 #include <uapi/linux/iommufd.h>
+#include <uapi/linux/virtio_iommu_stage1.h>
 
 #include "../../../drivers/iommu/iommufd/inval_mock.h"
 #include "test.h"
@@ -34,6 +35,24 @@ AT(struct iommu_inval_mock_cmd, npages, 16);
 AT(struct iommu_inval_mock_cmd, virt_id, 24);
 AT(struct iommu_inval_mock_cmd, pasid, 32);
 AT(struct iommu_inval_mock_cmd, flags, 36);
+
+SIZE(struct virtio_iommu_req_invalidate, 4);
+SIZE(struct virtio_iommu_inv_desc, 32);
+SIZE(struct virtio_iommu_inv_tail, 8);
+SIZE(struct virtio_iommu_probe_table_format, 24);
+AT(struct virtio_iommu_probe_table_format, format, 4);
+AT(struct virtio_iommu_probe_table_format, flags, 10);
+AT(struct virtio_iommu_probe_table_format, page_size_mask, 16);
+SIZE(struct virtio_iommu_table_arm64, 32);
+SIZE(struct virtio_iommu_req_attach_table, 80);
+AT(struct virtio_iommu_req_attach_table, pasid, 16);
+AT(struct virtio_iommu_req_attach_table, format, 20);
+AT(struct virtio_iommu_req_attach_table, granule_shift, 22);
+AT(struct virtio_iommu_req_attach_table, root, 32);
+AT(struct virtio_iommu_req_attach_table, arm64, 40);
+AT(struct virtio_iommu_req_attach_table, tail, 76);
+SIZE(struct virtio_iommu_req_detach_table, 24);
+AT(struct virtio_iommu_req_detach_table, tail, 20);
 
 SIZE(struct iommu_hwpt_vtd_s1_invalidate, 24);
 SIZE(struct iommu_viommu_arm_smmuv3_invalidate, 16);

@@ -65,25 +65,25 @@ FIXTURE_VARIANT(dma) {
 };
 
 FIXTURE_VARIANT_ADD(dma, x86_64) {
-	.format = ATTACH_FORMAT_X86_64,
+	.format = VIRTIO_IOMMU_TABLE_X86_64,
 	.granule = 12,
 	.iova_bits = 47,
 };
 
 FIXTURE_VARIANT_ADD(dma, arm_4k) {
-	.format = ATTACH_FORMAT_ARM64_S1,
+	.format = VIRTIO_IOMMU_TABLE_ARM64_S1,
 	.granule = 12,
 	.iova_bits = 48,
 };
 
 FIXTURE_VARIANT_ADD(dma, arm_16k) {
-	.format = ATTACH_FORMAT_ARM64_S1,
+	.format = VIRTIO_IOMMU_TABLE_ARM64_S1,
 	.granule = 14,
 	.iova_bits = 47,
 };
 
 FIXTURE_VARIANT_ADD(dma, arm_64k) {
-	.format = ATTACH_FORMAT_ARM64_S1,
+	.format = VIRTIO_IOMMU_TABLE_ARM64_S1,
 	.granule = 16,
 	.iova_bits = 48,
 };

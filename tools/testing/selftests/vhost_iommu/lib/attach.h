@@ -26,15 +26,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <linux/types.h>
-
-/* Table formats, numbered as in ATTACH_TABLE. */
-#define ATTACH_FORMAT_X86_64	0x100
-#define ATTACH_FORMAT_ARM64_S1	0x101
+#include <linux/virtio_iommu_stage1.h>
 
 /**
  * struct attach_caps - What a device can take
  * @name: its IOMMU, for people
- * @format: ATTACH_FORMAT_*
+ * @format: VIRTIO_IOMMU_TABLE_*
  * @page_shifts: bit n set: leaves of 2^n bytes. Bits 12, 14 and 16 are the
  *               granules, the others the blocks that go with them
  * @input_bits_min: narrowest input address
@@ -64,7 +61,7 @@ struct attach_caps {
  * @orgn: outer cacheability of table walks, as in TCR_ELx.ORGN0
  * @irgn: inner cacheability of table walks, as in TCR_ELx.IRGN0
  *
- * For ATTACH_FORMAT_ARM64_S1; other formats have none.
+ * For VIRTIO_IOMMU_TABLE_ARM64_S1; other formats have none.
  */
 struct attach_attrs {
 	__u64 mair;
@@ -75,7 +72,7 @@ struct attach_attrs {
 
 /**
  * struct attach_table - A stage-1 table, as in ATTACH_TABLE
- * @format: ATTACH_FORMAT_*
+ * @format: VIRTIO_IOMMU_TABLE_*
  * @granule: log2 of the granule
  * @input_bits: width of an input address
  * @output_bits: width of an output address

@@ -197,7 +197,7 @@ static int smmuv3_probe(struct attach_dev *dev, const void *hw, size_t len,
 
 	dev->caps = (struct attach_caps){
 		.name = "Arm SMMUv3, nested",
-		.format = ATTACH_FORMAT_ARM64_S1,
+		.format = VIRTIO_IOMMU_TABLE_ARM64_S1,
 		.input_bits_min = 25,
 		.input_bits = 48,
 		/* 52 bits take another format of entries. */

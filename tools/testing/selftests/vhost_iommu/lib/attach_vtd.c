@@ -58,7 +58,7 @@ static int vtd_probe(struct attach_dev *dev, const void *hw, size_t len,
 	}
 	dev->caps = (struct attach_caps){
 		.name = "Intel VT-d, nested",
-		.format = ATTACH_FORMAT_X86_64,
+		.format = VIRTIO_IOMMU_TABLE_X86_64,
 		.page_shifts = BIT_ULL(12) | BIT_ULL(21),
 		.input_bits_min = 48,
 		.input_bits = 48,

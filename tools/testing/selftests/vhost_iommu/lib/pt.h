@@ -23,7 +23,7 @@ struct pt;
 
 /**
  * struct pt_fmt - A table format
- * @format: ATTACH_FORMAT_*
+ * @format: VIRTIO_IOMMU_TABLE_*
  * @name: for people
  * @page_shifts: bit n set: a leaf may have 2^n bytes, with one granule or another
  * @sign_extended: of n input bits, the upper half of the addresses is not used

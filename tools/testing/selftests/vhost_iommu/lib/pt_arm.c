@@ -56,7 +56,7 @@ static __u64 arm_addr(__u64 entry)
 }
 
 const struct pt_fmt pt_fmt_arm = {
-	.format = ATTACH_FORMAT_ARM64_S1,
+	.format = VIRTIO_IOMMU_TABLE_ARM64_S1,
 	.name = "Arm VMSAv8-64",
 	.page_shifts = BIT_ULL(12) | BIT_ULL(21) | BIT_ULL(14) | BIT_ULL(25) |
 		       BIT_ULL(16) | BIT_ULL(29),

@@ -46,7 +46,7 @@ static __u64 x86_addr(__u64 entry)
 }
 
 const struct pt_fmt pt_fmt_x86 = {
-	.format = ATTACH_FORMAT_X86_64,
+	.format = VIRTIO_IOMMU_TABLE_X86_64,
 	.name = "x86-64",
 	.page_shifts = BIT_ULL(12) | BIT_ULL(21),
 	.sign_extended = true,
