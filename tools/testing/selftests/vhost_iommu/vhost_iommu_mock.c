@@ -2821,6 +2821,7 @@ TEST_F(vi, tracepoints)
 		DEBUGFS "/tracing",
 	};
 	static const char * const phases[] = { "iotlb", "device" };
+	struct virtio_iommu_inv_desc sent[2];
 	static char buf[1 << 16];
 	char path[PATH_MAX];
 	const char *root = NULL;
@@ -2846,6 +2847,7 @@ TEST_F(vi, tracepoints)
 	start_req(self);
 	page(&self->req, DOM_A, 0x42);
 	page(&self->req, DOM_NONE, 1);
+	memcpy(sent, self->req.desc, sizeof(sent));
 	EXPECT_EQ(S_NOENT, inv_req_submit(&self->req, &self->vq[0]));
 	break_ring(self, &self->vq[0], 0);
 	vq_kick(&self->vq[0]);
@@ -2858,7 +2860,7 @@ TEST_F(vi, tracepoints)
 	/* Head and descriptors, byte for byte. */
 	EXPECT_NE(NULL, strstr(buf, "queue=0 offset=0 data=22000200\n"));
 	for (i = 0; i < 2; i++) {
-		const __u8 *byte = (const __u8 *)&self->req.desc[i];
+		const __u8 *byte = (const __u8 *)&sent[i];
 		unsigned int len, k;
 
 		len = snprintf(path, sizeof(path), "queue=0 offset=%u data=",
