@@ -874,7 +874,6 @@ TEST_F(inval, entry_len)
 	unsigned int i;
 	__u32 num;
 
-	/* The last is refused by its size, the others as of any data type. */
 	for (i = 0; i < ARRAY_SIZE(lens); i++) {
 		num = 1;
 		EXPECT_EQ(-EINVAL,
@@ -887,6 +886,16 @@ TEST_F(inval, entry_len)
 	num = 1;
 	EXPECT_EQ(-EINVAL, mock_invalidate(self->host.fd, self->id, GENERIC,
 					   &buf, 0, &num));
+	/* The bounds of any data type: refused before the object is looked up. */
+	num = 1;
+	EXPECT_EQ(-EINVAL, mock_invalidate(self->host.fd, 0xffff, GENERIC, &buf,
+					   4097, &num));
+	num = 1;
+	EXPECT_EQ(-EINVAL, mock_invalidate(self->host.fd, 0xffff, GENERIC, &buf,
+					   0, &num));
+	num = 1;
+	EXPECT_EQ(-ENOENT, mock_invalidate(self->host.fd, 0xffff, GENERIC, &buf,
+					   4096, &num));
 	ASSERT_EQ(0, mock_log_read(self->host.fd, self->id, &self->log));
 	EXPECT_EQ(0, self->log.nr);
 }

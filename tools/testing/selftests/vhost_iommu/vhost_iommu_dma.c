@@ -11,6 +11,7 @@
  * not take it.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -1115,6 +1116,32 @@ TEST_F(dma, unbind_then_destroy)
 	leave_nothing(_metadata, self, id);
 }
 
+/* Pages that are pinned for DMA, in the whole system. */
+static long long pinned_pages(void)
+{
+	long long acquired = 0, released = 0, val;
+	char name[64];
+	FILE *f;
+
+	/* Fold the counts of the CPUs in. */
+	f = fopen("/proc/sys/vm/stat_refresh", "w");
+	if (f) {
+		fputc('1', f);
+		fclose(f);
+	}
+	f = fopen("/proc/vmstat", "r");
+	if (!f)
+		return -1;
+	while (fscanf(f, "%63s %lld", name, &val) == 2) {
+		if (!strcmp(name, "nr_foll_pin_acquired"))
+			acquired = val;
+		else if (!strcmp(name, "nr_foll_pin_released"))
+			released = val;
+	}
+	fclose(f);
+	return acquired - released;
+}
+
 TEST_F(dma, iommufd_closed_while_bound)
 {
 	struct vmm_domain *dom = &self->dom[0];
@@ -1131,7 +1158,7 @@ TEST_F(dma, iommufd_closed_while_bound)
 	ASSERT_OK(vmm_page_make(&page));
 	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
 
-	/* Now nothing but the bindings holds the context. */
+	/* Now nothing but the vhost device and its bindings holds the context. */
 	for (i = 0; i < NR_DEVS; i++)
 		vmm_dev_close(&self->dev[i]);
 	ASSERT_OK(flush_domain(self->vq, &self->dom[0]));
@@ -1141,7 +1168,11 @@ TEST_F(dma, iommufd_closed_while_bound)
 	ASSERT_EQ(VIRTIO_IOMMU_S_NOENT, flush_domain(self->vq, &self->dom[0]));
 	ASSERT_OK(flush_domain(self->vq, &self->dom[1]));
 	ASSERT_OK(vmm_unbind(&self->dom[1]));
+	/* Guest RAM is still mapped, by the vhost device's file alone ... */
+	ASSERT_LT(0, pinned_pages());
 	ASSERT_OK(vhost_iommu_set_iommufd(&self->vhost, -1));
+	/* ... and that was the last user: the context and its objects are gone. */
+	ASSERT_EQ(0, pinned_pages());
 }
 
 TEST_F(dma, device_closed_while_bound)

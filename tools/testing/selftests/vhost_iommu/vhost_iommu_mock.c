@@ -1661,9 +1661,19 @@ TEST_F(vi, lie_running)
 TEST_F(vi, lie_no_ring)
 {
 	struct vhost_vring_file kick = { .index = 3, .fd = self->vq[0].kickfd };
+	struct vhost_vring_state num = { .index = 3, .num = 8 };
+	struct vhost_vring_addr addr = {
+		.index = 3,
+		.used_user_addr =
+			(uintptr_t)guest_mem_alloc(&self->mem, 4096, 4096),
+	};
 
 	ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 0));
 	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_SET_VRING_KICK, &kick));
+	EXPECT_EQ(-EFAULT, vhost_iommu_set_running(&self->dev, 1));
+	/* A used ring alone: the start could write to it, and read nothing. */
+	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_SET_VRING_NUM, &num));
+	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_SET_VRING_ADDR, &addr));
 	EXPECT_EQ(-EFAULT, vhost_iommu_set_running(&self->dev, 1));
 	kick.fd = -1;
 	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_SET_VRING_KICK, &kick));
