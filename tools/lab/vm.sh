@@ -118,7 +118,7 @@ lab_run() {
 		-chardev "file,id=console,path=$dir/console" -serial chardev:console
 		-chardev stdio,id=output,signal=off -serial chardev:output
 		-kernel "$dir/kernel" -initrd "$dir/initrd")
-	append=("console=$host_console" panic=-1 printk.devkmsg=on "${host_append[@]}" "${append[@]}")
+	append=("console=$host_console" panic=-1 oops=panic printk.devkmsg=on "${host_append[@]}" "${append[@]}")
 	[[ ! $leaks ]] || append+=(kmemleak=on)
 	if [[ $icount ]]; then
 		options+=(-accel 'tcg,thread=single' -smp 1 -icount 'shift=0,sleep=off' -seed 1
