@@ -126,8 +126,8 @@ static int run_vendor(struct bench *b, unsigned int nr)
 	for (i = 0; i < nr; i++)
 		ops->inval(&b->dom.target[0], entry + i * ops->inval_len,
 			   page_start(b, i), page_last(b, i), true);
-	return vmm_invalidate(&b->vmm, b->dom.target[0].object_id,
-			      ops->inval_type, entry, ops->inval_len, &done);
+	return attach_inval(&b->vmm.host, b->dom.target[0].object_id,
+			    ops->inval_type, entry, ops->inval_len, &done);
 }
 
 static int run_generic(struct bench *b, unsigned int nr)
@@ -145,9 +145,9 @@ static int run_generic(struct bench *b, unsigned int nr)
 			.start = page_start(b, i),
 			.last = page_last(b, i),
 		};
-	return vmm_invalidate(&b->vmm, b->dom.target[0].object_id,
-			      IOMMU_HWPT_INVALIDATE_DATA_GENERIC, b->generic,
-			      sizeof(b->generic[0]), &done);
+	return attach_inval(&b->vmm.host, b->dom.target[0].object_id,
+			    IOMMU_HWPT_INVALIDATE_DATA_GENERIC, b->generic,
+			    sizeof(b->generic[0]), &done);
 }
 
 static const struct method methods[] = {

@@ -496,6 +496,21 @@ out:
 	print_row(d, &row);
 }
 
+/* Take the page's leaf out, invalidate it, put the other one in; look each time. */
+static void change_page(struct demo *d, struct row *row, struct vmm_dev *dev,
+			struct vmm_page *page)
+{
+	tally_add(&row->before, vmm_probe(dev, page, 0));
+	row->err = vmm_page_break(page);
+	if (row->err)
+		return;
+	tally_add(&row->changed, vmm_probe(dev, page, 0));
+	post_range(d, row, page->dom->id, page->iova, 1ULL << page->shift,
+		   page->shift, LEAF);
+	row->err = vmm_page_make(page);
+	tally_add(&row->after, vmm_probe(dev, page, 0));
+}
+
 /* The first invalidation comes the moment the domain is attached. */
 static void case_live(struct demo *d, __u64 iova)
 {
@@ -521,15 +536,7 @@ static void case_live(struct demo *d, __u64 iova)
 	if (row.err)
 		goto out;
 
-	tally_add(&row.before, vmm_probe(dev, &page, 0));
-	row.err = vmm_page_break(&page);
-	if (row.err)
-		goto out;
-	tally_add(&row.changed, vmm_probe(dev, &page, 0));
-	post_range(d, &row, dom->id, iova, 1ULL << shift, shift, LEAF);
-	row.err = vmm_page_make(&page);
-	tally_add(&row.after, vmm_probe(dev, &page, 0));
-
+	change_page(d, &row, dev, &page);
 	if (late && !row.err)
 		row.err = vmm_bind(dom);
 out:
@@ -560,15 +567,7 @@ static void case_replace(struct demo *d, __u64 iova)
 	row.err = vmm_replace(dom, dev);
 	if (row.err)
 		goto out;
-	tally_add(&row.before, vmm_probe(dev, &page, 0));
-
-	row.err = vmm_page_break(&page);
-	if (row.err)
-		goto out;
-	tally_add(&row.changed, vmm_probe(dev, &page, 0));
-	post_range(d, &row, dom->id, iova, 1ULL << shift, shift, LEAF);
-	row.err = vmm_page_make(&page);
-	tally_add(&row.after, vmm_probe(dev, &page, 0));
+	change_page(d, &row, dev, &page);
 out:
 	print_row(d, &row);
 }

@@ -482,15 +482,13 @@ TEST_F(dma, two_domains_one_request)
 		ASSERT_HIT(VMM_NEW, &self->dev[i % 2], &page[i], 0);
 }
 
-/* One nested HWPT, or one vIOMMU and tag, attached twice. */
-TEST_F(dma, two_devices_one_domain)
+/* Both devices are in the domain, and one request serves both. */
+static void check_shared(struct __test_metadata *_metadata,
+			 struct _test_data_dma *self, struct vmm_domain *dom)
 {
-	struct vmm_domain *dom = &self->dom[0];
 	struct vmm_page page;
 	unsigned int i;
 
-	ASSERT_OK(vmm_detach(&self->dev[1]));
-	ASSERT_OK(vmm_attach(dom, &self->dev[1]));
 	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
 	for (i = 0; i < 2; i++)
 		ASSERT_HIT(VMM_OLD, &self->dev[i], &page, 0);
@@ -501,6 +499,17 @@ TEST_F(dma, two_devices_one_domain)
 	ASSERT_OK(vmm_page_make(&page));
 	for (i = 0; i < 2; i++)
 		ASSERT_HIT(VMM_NEW, &self->dev[i], &page, 0);
+}
+
+/* One nested HWPT, or one vIOMMU and tag, attached twice. */
+TEST_F(dma, two_devices_one_domain)
+{
+	struct vmm_domain *dom = &self->dom[0];
+	struct vmm_page page;
+
+	ASSERT_OK(vmm_detach(&self->dev[1]));
+	ASSERT_OK(vmm_attach(dom, &self->dev[1]));
+	check_shared(_metadata, self, dom);
 
 	/* One of both goes; the other is still served. */
 	ASSERT_OK(vmm_detach(&self->dev[0]));
@@ -926,23 +935,11 @@ TEST_F(dma, tag_reused_without_vhost)
 TEST_F(dma, two_iommus)
 {
 	struct vmm_domain *dom = &self->dom[0];
-	struct vmm_page page;
-	unsigned int i;
 
 	if (vmm_same_iommu(&self->dev[0], &self->dev[1]))
 		SKIP(return, "both devices are behind one IOMMU");
 	ASSERT_OK(vmm_replace(dom, &self->dev[1]));
-	ASSERT_OK(vmm_page_init(&page, dom, REGION(0), self->shift));
-	for (i = 0; i < 2; i++)
-		ASSERT_HIT(VMM_OLD, &self->dev[i], &page, 0);
-	ASSERT_OK(vmm_page_break(&page));
-	for (i = 0; i < 2; i++)
-		ASSERT_HIT(VMM_OLD, &self->dev[i], &page, 0);
-	/* One request, which names one domain. */
-	ASSERT_OK(flush_leaf(self->vq, &page));
-	ASSERT_OK(vmm_page_make(&page));
-	for (i = 0; i < 2; i++)
-		ASSERT_HIT(VMM_NEW, &self->dev[i], &page, 0);
+	check_shared(_metadata, self, dom);
 	leave_nothing(_metadata, self, dom->target[0].object_id);
 }
 
@@ -1035,9 +1032,9 @@ TEST_F(dma, ioctl_generic)
 			.last = page[i].iova + self->size - 1,
 		};
 	}
-	ASSERT_OK(vmm_invalidate(&self->vmm, dom->target[0].object_id,
-				 IOMMU_HWPT_INVALIDATE_DATA_GENERIC, entry,
-				 sizeof(entry[0]), &nr));
+	ASSERT_OK(attach_inval(&self->vmm.host, dom->target[0].object_id,
+			       IOMMU_HWPT_INVALIDATE_DATA_GENERIC, entry,
+			       sizeof(entry[0]), &nr));
 	ASSERT_EQ(2, nr);
 	for (i = 0; i < 2; i++)
 		ASSERT_OK(vmm_page_make(&page[i]));
@@ -1054,9 +1051,9 @@ TEST_F(dma, ioctl_generic)
 		.tag = dom->target[0].tag,
 	};
 	nr = 1;
-	ASSERT_OK(vmm_invalidate(&self->vmm, dom->target[0].object_id,
-				 IOMMU_HWPT_INVALIDATE_DATA_GENERIC, entry,
-				 sizeof(entry[0]), &nr));
+	ASSERT_OK(attach_inval(&self->vmm.host, dom->target[0].object_id,
+			       IOMMU_HWPT_INVALIDATE_DATA_GENERIC, entry,
+			       sizeof(entry[0]), &nr));
 	ASSERT_EQ(1, nr);
 	for (i = 0; i < 2; i++)
 		ASSERT_HIT(VMM_FAULT, self->dev, &page[i], 0);
@@ -1077,8 +1074,8 @@ TEST_F(dma, ioctl_vendor)
 	ASSERT_HIT(VMM_OLD, self->dev, &page, 0);
 	ops->inval(&dom->target[0], entry, page.iova,
 		   page.iova + self->size - 1, true);
-	ASSERT_OK(vmm_invalidate(&self->vmm, dom->target[0].object_id,
-				 ops->inval_type, entry, ops->inval_len, &nr));
+	ASSERT_OK(attach_inval(&self->vmm.host, dom->target[0].object_id,
+			       ops->inval_type, entry, ops->inval_len, &nr));
 	ASSERT_EQ(1, nr);
 	ASSERT_OK(vmm_page_make(&page));
 	ASSERT_HIT(VMM_NEW, self->dev, &page, 0);
@@ -1168,6 +1165,11 @@ TEST_F(dma, iommufd_closed_while_bound)
 	ASSERT_EQ(VIRTIO_IOMMU_S_NOENT, flush_domain(self->vq, &self->dom[0]));
 	ASSERT_OK(flush_domain(self->vq, &self->dom[1]));
 	ASSERT_OK(vmm_unbind(&self->dom[1]));
+	/* Files of the attach library hold it as well. */
+	for (i = 0; i < NR_DOMAINS; i++)
+		vmm_domain_exit(&self->dom[i]);
+	for (i = 0; i < NR_DEVS; i++)
+		vmm_dev_exit(&self->dev[i]);
 	/* Guest RAM is still mapped, by the vhost device's file alone ... */
 	ASSERT_LT(0, pinned_pages());
 	ASSERT_OK(vhost_iommu_set_iommufd(&self->vhost, -1));

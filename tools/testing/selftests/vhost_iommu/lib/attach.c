@@ -38,7 +38,7 @@ int attach_hwpt_alloc(struct attach_dev *dev, __u32 pt_id, __u32 flags,
 }
 
 int attach_inval(struct attach_host *host, __u32 object_id, __u32 type,
-		 void *entries, size_t len, __u32 nr)
+		 void *entries, size_t len, __u32 *nr)
 {
 	struct iommu_hwpt_invalidate cmd = {
 		.size = sizeof(cmd),
@@ -46,10 +46,13 @@ int attach_inval(struct attach_host *host, __u32 object_id, __u32 type,
 		.data_uptr = (uintptr_t)entries,
 		.data_type = type,
 		.entry_len = len,
-		.entry_num = nr,
+		.entry_num = *nr,
 	};
+	int ret;
 
-	return ioctl(host->iommufd, IOMMU_HWPT_INVALIDATE, &cmd) ? -errno : 0;
+	ret = ioctl(host->iommufd, IOMMU_HWPT_INVALIDATE, &cmd) ? -errno : 0;
+	*nr = cmd.entry_num;
+	return ret;
 }
 
 int attach_destroy(struct attach_host *host, __u32 id)

@@ -237,11 +237,13 @@ int attach_fault_next(struct attach_dev *dev, struct attach_fault *fault);
 /* Forget the faults so far. */
 void attach_fault_drop(struct attach_dev *dev);
 
+/* IOMMU_HWPT_INVALIDATE; @nr: entries, and how many are done. */
+int attach_inval(struct attach_host *host, __u32 object_id, __u32 type,
+		 void *entries, size_t len, __u32 *nr);
+
 /* For vendors. */
 int attach_hwpt_alloc(struct attach_dev *dev, __u32 pt_id, __u32 flags,
 		      __u32 data_type, void *data, size_t len, __u32 *id);
-int attach_inval(struct attach_host *host, __u32 object_id, __u32 type,
-		 void *entries, size_t len, __u32 nr);
 int attach_destroy(struct attach_host *host, __u32 id);
 int attach_vfio(struct attach_dev *dev, __u32 pt_id);
 int attach_vfio_detach(struct attach_dev *dev);

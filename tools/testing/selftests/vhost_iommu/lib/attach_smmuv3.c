@@ -226,12 +226,14 @@ static int smmuv3_command(struct attach_host *host, const struct smmuv3 *smmu,
 		.cmd = { htole64(cmd0) },
 	};
 	unsigned int i;
+	__u32 nr;
 	int ret;
 
 	for (i = 0; i <= smmu->repeat; i++) {
+		nr = 1;
 		ret = attach_inval(host, smmu->viommu_id,
 				   IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3,
-				   &cmd, sizeof(cmd), 1);
+				   &cmd, sizeof(cmd), &nr);
 		if (ret)
 			return ret;
 	}

@@ -971,21 +971,3 @@ void vmm_probe_pair(struct vmm_dev *dev, const struct vmm_page *a,
 	hit[0] = probe_result(a->old + off, a->new + off, 0);
 	hit[1] = probe_result(b->old, b->new, VMM_PROBE_LEN);
 }
-
-int vmm_invalidate(struct vmm *vmm, __u32 object_id, __u32 type, void *entries,
-		   size_t len, __u32 *nr)
-{
-	struct iommu_hwpt_invalidate cmd = {
-		.size = sizeof(cmd),
-		.hwpt_id = object_id,
-		.data_uptr = (uintptr_t)entries,
-		.data_type = type,
-		.entry_len = len,
-		.entry_num = *nr,
-	};
-	int ret;
-
-	ret = ioctl(vmm->iommufd, IOMMU_HWPT_INVALIDATE, &cmd) ? -errno : 0;
-	*nr = cmd.entry_num;
-	return ret;
-}

@@ -227,8 +227,4 @@ enum vmm_hit vmm_probe_read(struct vmm_dev *dev, const struct vmm_page *page,
 void vmm_probe_pair(struct vmm_dev *dev, const struct vmm_page *a,
 		    const struct vmm_page *b, enum vmm_hit hit[2]);
 
-/* IOMMU_HWPT_INVALIDATE; @nr: entries, and how many are done. */
-int vmm_invalidate(struct vmm *vmm, __u32 object_id, __u32 type, void *entries,
-		   size_t len, __u32 *nr);
-
 #endif
