@@ -5,7 +5,7 @@ Check the specification: identifiers, key words, agreement with the wire header,
 and identifiers that the rest of the tree names. Prints KTAP.
 
   lint.py               check
-  lint.py --clauses     print each clause and the tests that name it
+  lint.py --clauses     print each clause and the tests that name it, or "no test yet"
   lint.py --html FILE   check that a rendering is complete
   lint.py --selftest    seed one fault at a time and see that its check fails
 """
@@ -18,24 +18,34 @@ import sys
 SPEC = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(SPEC)
 SECTION = "virtio-iommu-stage1.tex"
+ASIDE = "comparison.tex"
 REGISTRY = "clauses.txt"
 HEADER = "include/uapi/linux/virtio_iommu_stage1.h"
-# Where identifiers are looked for, and what counts as a test there
+# Where identifiers are looked for
 ROOTS = ["drivers", "include", "linux-patches", "qemu", "qemu-patches", "tools"]
-TEST_PATH = re.compile(r"^tools/|test")
+# Where identifiers are not those of tests: seeded faults, and how tests are run
+NOT_TESTS = ("tools/testing/faults/", "tools/lab/")
 SKIP_DIRS = {".git", "build"}
 MAX_FILE = 1 << 20
 
 # What the text may name that virtio itself defines
 FOREIGN_CONSTANTS = {"VIRTIO_IOMMU_S_" + s for s in
                      "OK IOERR UNSUPP DEVERR INVAL RANGE NOENT FAULT NOMEM".split()}
-FOREIGN_CONSTANTS |= {"VIRTIO_F_INDIRECT_DESC", "VIRTIO_F_IN_ORDER"}
-FOREIGN_STRUCTS = {"virtio_iommu_config", "virtio_iommu_req_tail"}
-FOREIGN_FIELDS = {"input_range"}
+FOREIGN_CONSTANTS |= {"VIRTIO_IOMMU_F_" + f for f in "DOMAIN_RANGE MAP_UNMAP PROBE".split()}
+FOREIGN_CONSTANTS |= {"VIRTIO_IOMMU_FAULT_" + f for f in
+                      "R_UNKNOWN R_DOMAIN R_MAPPING F_READ F_WRITE F_ADDRESS".split()}
+FOREIGN_CONSTANTS |= {"VIRTIO_IOMMU_RESV_MEM_T_RESERVED", "VIRTIO_IOMMU_RESV_MEM_T_MSI"}
+FOREIGN_CONSTANTS |= {"VIRTIO_F_INDIRECT_DESC", "VIRTIO_F_IN_ORDER", "VIRTIO_F_RING_RESET"}
+# Structures with their size, where it matters
+FOREIGN_STRUCTS = {"virtio_iommu_config": None, "virtio_iommu_fault": None,
+                   "virtio_iommu_probe_property": 4, "virtio_iommu_req_head": 4,
+                   "virtio_iommu_req_tail": 4}
+FOREIGN_FIELDS = set("""address bypass device_status domain_range end input_range probe_size
+    reason subtype""".split())
 
 # pandoc drops macros that it does not know without a word
 MACROS = set("""section subsection subsubsection paragraph subparagraph label ref
-    devicenormative drivernormative clause field emph item begin end hline""".split())
+    devicenormative drivernormative clause field emph item begin end hline url""".split())
 ENVIRONMENTS = {"description", "itemize", "enumerate", "lstlisting", "tabular"}
 
 ID = re.compile(r"\b([A-Z]{3}-[DR]-[0-9]+)\b")
@@ -68,11 +78,31 @@ class Header:
             self.constants[name] = number(value)
         for name, body in re.findall(r"^struct (\w+) \{(.*?)^\};", text, re.M | re.S):
             self.structs[name] = members(body)
-        self.fields = {m[1] for s in self.structs.values() for m in s}
+        self.fields = {m[1] for s in self.structs.values() for m in s if m[1]}
 
     def size(self, name):
-        return sum(int(kind[-2:].lstrip("eu")) // 8 * (count or 1)
-                   for kind, _, count in self.structs[name])
+        """In bytes. The members of a union have the same size."""
+        if name in FOREIGN_STRUCTS:
+            return FOREIGN_STRUCTS[name]
+        total, union = 0, None
+        for kind, _, count in self.structs[name]:
+            if kind == "union":
+                union = 0
+            elif kind == "end":
+                total, union = total + union, None
+            else:
+                scalar = re.fullmatch(r"(?:le|u)(\d+)", kind)
+                size = (int(scalar[1]) // 8 if scalar else self.size(kind)) * (count or 1)
+                if union is None:
+                    total += size
+                else:
+                    union = max(union, size)
+        return total
+
+    def parts(self, name):
+        """Bytes of a request that the device reads, and that it writes."""
+        tail = self.size(self.structs[name][-1][0])
+        return self.size(name) - tail, tail
 
 
 def number(value):
@@ -84,8 +114,15 @@ def number(value):
 
 
 def members(body):
-    return [(kind.lstrip("_"), name, int(count or 0)) for kind, name, count in
-            re.findall(r"^\s*(\w+)\s+(\w+)(?:\[(\d+)\])?;", body, re.M)]
+    """(type, name, length of the array) of each; a union is between "union" and "end"."""
+    found = []
+    for m in re.finditer(r"^\s*(?:(?:struct\s+)?(\w+)\s+(\w+)(?:\[(\d+)\])?;|(union) \{|(\});)",
+                         body, re.M):
+        if m[1]:
+            found.append((m[1].lstrip("_"), m[2], int(m[3] or 0)))
+        else:
+            found.append((m[4] or "end", "", 0))
+    return found
 
 
 class Tree:
@@ -96,13 +133,14 @@ class Tree:
             with open(os.path.join(ROOT, *path), encoding="utf-8") as f:
                 return f.read()
         self.text = read("spec", SECTION)
+        self.aside = read("spec", ASIDE)
         self.registry = read("spec", REGISTRY)
         self.header = read(HEADER)
         self.mentions = list(mentions())
 
     @property
     def tex(self):
-        return re.sub(r"(?<!\\)%.*", "", self.text)
+        return uncomment(self.text)
 
     @property
     def prose(self):
@@ -146,6 +184,14 @@ class Tree:
                 if part.strip():
                     yield pos + len(part) - len(part.lstrip()), part.strip()
                 pos += len(part)
+
+
+def uncomment(text):
+    return re.sub(r"(?<!\\)%.*", "", text)
+
+
+def is_test(path):
+    return not path.startswith(NOT_TESTS) and (path.startswith("tools/") or "test" in path)
 
 
 def mentions():
@@ -298,6 +344,17 @@ def check_fields(t):
             yield f"{SECTION}: the length of a request is {' + '.join(want)} * nr, not {got}"
     if not sizes:
         yield f"{SECTION}: the length of a request, {' + '.join(want)} * nr, is not given"
+    rows = list(re.finditer(r"^struct (\w+) & (\d+) & (\d+) \\\\", t.prose, re.M))
+    for m in rows:
+        if m[1] in h.structs and h.parts(m[1]) != (int(m[2]), int(m[3])):
+            yield f"{t.line(m.start())}: {m[1]} has {' and '.join(map(str, h.parts(m[1])))} bytes"
+    fixed = {name for name, m in h.structs.items() if m[-1][0] == "virtio_iommu_req_tail"}
+    for name in sorted(fixed - {m[1] for m in rows}):
+        yield f"{SECTION}: the length of struct {name} is not given"
+    for m in re.finditer(r"(\w+)\s+request\s+is\s+not\s+(\d+)\s+bytes", t.prose):
+        name = f"virtio_iommu_req_{m[1].lower()}"
+        if name not in fixed or h.parts(name)[0] != int(m[2]):
+            yield f"{t.line(m.start())}: {m[2]} is not the length of {m[1]}"
 
 
 def check_table(t):
@@ -331,12 +388,22 @@ def check_references(t):
 
 def check_latex(t):
     """only macros that the renderings know, braces and environments in pairs"""
-    for m in re.finditer(r"\\([a-zA-Z]+)", t.prose):
+    yield from latex(t.tex, SECTION)
+    yield from latex(uncomment(t.aside), ASIDE)
+
+
+def latex(tex, name):
+    prose = LISTING.sub(blank, tex)
+
+    def line(pos):
+        return f"{name}:{tex.count(chr(10), 0, pos) + 1}"
+
+    for m in re.finditer(r"\\([a-zA-Z]+)", prose):
         if m[1] not in MACROS:
-            yield f"{t.line(m.start())}: unknown macro \\{m[1]}"
+            yield f"{line(m.start())}: unknown macro \\{m[1]}"
     stack = []
-    for m in re.finditer(r"\\(begin|end)\{(\w+)\}", t.tex):
-        at = t.line(m.start())
+    for m in re.finditer(r"\\(begin|end)\{(\w+)\}", tex):
+        at = line(m.start())
         if m[2] not in ENVIRONMENTS:
             yield f"{at}: unknown environment {m[2]}"
         if m[1] == "begin":
@@ -344,10 +411,37 @@ def check_latex(t):
         elif not stack or stack.pop() != m[2]:
             yield f"{at}: \\end{{{m[2]}}} without its \\begin"
     if stack:
-        yield f"{SECTION}: \\begin{{{stack[-1]}}} without its \\end"
-    for para in re.finditer(r"(?:[^\n]*\S[^\n]*(?:\n|$))+", t.prose):
+        yield f"{name}: \\begin{{{stack[-1]}}} without its \\end"
+    for para in re.finditer(r"(?:[^\n]*\S[^\n]*(?:\n|$))+", prose):
         if para.group(0).count("{") != para.group(0).count("}"):
-            yield f"{t.line(para.start())}: braces are not in pairs in this paragraph"
+            yield f"{line(para.start())}: braces are not in pairs in this paragraph"
+
+
+def check_aside(t):
+    """the comparison is not normative, names clauses that exist, and sources that are listed"""
+    tex = uncomment(t.aside)
+
+    def line(pos):
+        return f"{ASIDE}:{tex.count(chr(10), 0, pos) + 1}"
+
+    for m in re.finditer(r"\\clause\b|\\(?:device|driver)normative\b", tex):
+        yield f"{line(m.start())}: {m[0]} does not belong here"
+    for m in KEYWORD.finditer(tex):
+        yield f"{line(m.start())}: {m[0]} outside of a normative section"
+    live = t.live()
+    for m in ID.finditer(tex):
+        if m[1] not in live:
+            yield f"{line(m.start())}: no clause {m[1]}"
+    sources = re.findall(r"\\item\[(S\d+)\]", tex)
+    cited = re.findall(r"(?<!\\item\[)\b(S\d+)\b", tex)
+    for name in sorted(set(sources) | set(cited)):
+        if sources.count(name) != 1:
+            yield f"{ASIDE}: source {name} is listed {sources.count(name)} times"
+        elif name not in cited:
+            yield f"{ASIDE}: source {name} is not referred to"
+    for m in re.finditer(r"\\item\[(S\d+)\](.*?)(?=\\item|\\end)", tex, re.S):
+        if not re.search(r"\\url\{https://[^\s{}]+\}", m[2]):
+            yield f"{line(m.start())}: source {m[1]} has no address"
 
 
 def check_tree(t):
@@ -361,7 +455,8 @@ def check_tree(t):
 
 
 CHECKS = [check_sentences, check_keywords, check_unique, check_registry, check_constants,
-          check_structs, check_fields, check_table, check_references, check_latex, check_tree]
+          check_structs, check_fields, check_table, check_references, check_latex, check_aside,
+          check_tree]
 
 
 def failures(tree):
@@ -380,30 +475,61 @@ def report(results):
 
 
 def lint():
-    return report([(f"spec: {c.__doc__}", bad) for c, bad in failures(Tree()).items()])
+    tree = Tree()
+    status = report([(f"spec: {c.__doc__}", bad) for c, bad in failures(tree).items()])
+    for line in untested(tree):
+        print(f"# {line}")
+    return status
+
+
+def named(tree):
+    """Where tests, and other files, name each clause: identifier -> path -> line numbers."""
+    tests, other = {}, {}
+    for ident, path, n in tree.mentions:
+        where = tests if is_test(path) else other
+        where.setdefault(ident, {}).setdefault(path, []).append(str(n))
+    return tests, other
+
+
+def untested(tree):
+    """The clauses that no test names: a count, and a line for each series."""
+    tests, live = named(tree)[0], tree.live()
+    series = {}
+    for ident in tree.clauses()[0]:
+        if ident in live and ident not in tests:
+            name, number = key(ident)
+            runs = series.setdefault(name, [])
+            if runs and runs[-1][1] == number - 1:
+                runs[-1][1] = number
+            else:
+                runs.append([number, number])
+    left = sum(last - first + 1 for runs in series.values() for first, last in runs)
+    yield f"no test yet: {left} of {len(live)} clauses"
+    for name, runs in series.items():
+        yield f"  {name}: " + ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in runs)
 
 
 def clauses():
     tree = Tree()
-    known, tests, other = tree.clauses()[0], {}, {}
-    for ident, path, n in tree.mentions:
-        where = tests if TEST_PATH.search(path) else other
-        where.setdefault(ident, {}).setdefault(path, []).append(str(n))
+    known, (tests, other) = tree.clauses()[0], named(tree)
 
     def places(found):
         return [f"{p}:{','.join(n)}" for p, n in found.items()]
 
-    named = 0
+    live = tree.live()
     for ident, gist in known.items():
-        if ident not in tree.live():
+        if ident not in live:
             continue
-        named += ident in tests
         print(f"{ident:<9} {gist}")
-        for place in places(tests.get(ident, {})) or ["-"]:
+        for place in places(tests.get(ident, {})):
             print(f"{'':<9}   test: {place}")
+        if ident not in tests:
+            print(f"{'':<9}   no test yet")
         for place in places(other.get(ident, {})):
-            print(f"{'':<9}   code: {place}")
-    print(f"{named} of {len(tree.live())} clauses are named by a test")
+            print(f"{'':<9}   else: {place}")
+    print(f"{len(live & set(tests))} of {len(live)} clauses are named by a test")
+    for line in untested(tree):
+        print(line)
     return 0
 
 
@@ -477,9 +603,16 @@ FAULTS = [
      r"reserved\[3\]", "reserved[7]"),
     ("structure added to the header", check_structs, "header",
      r"(?m)^(#endif)", "struct virtio_iommu_req_x {\n\t__u8 type;\n};\n\\1"),
+    ("structure in a listing with another type inside", check_structs, "text",
+     r"struct virtio_iommu_req_tail tail;", "struct virtio_iommu_req_head tail;"),
+    ("union of a listing dissolved", check_structs, "text", r"(?m)^  union \{\n((?:.*\n)*?)  \};\n",
+     r"\1"),
     ("name of a field misspelt", check_fields, "text", r"\\field\{leaf_shift\}",
      r"\\field{leafshift}"),
     ("length of a request", check_fields, "text", r"4 \+ 32 \*", "4 + 24 *"),
+    ("length of a request in the table of lengths", check_fields, "text", r"& 76 & 4", "& 80 & 4"),
+    ("length of a request in a clause", check_fields, "text", r"not 20 bytes", "not 24 bytes"),
+    ("length of a request not given", check_fields, "text", r"(?m)^struct .* & 20 & 4 .*\n", ""),
     ("status in the table differs from its clause", check_table, "text",
      r"VIRTIO_IOMMU_S_RANGE & INV-D-24", "VIRTIO_IOMMU_S_INVAL & INV-D-24"),
     ("reference to nowhere", check_references, "text", r"\\ref\{sec:Device Types",
@@ -490,9 +623,32 @@ FAULTS = [
      r"\\textsc{"),
     ("environment not closed", check_latex, "text", r"\\end\{itemize\}", ""),
     ("brace not closed", check_latex, "text", r"\\field\{done\}", r"\\field{done"),
+    ("macro that pandoc would drop, in the comparison", check_latex, "aside", r"\\url\{",
+     r"\\path{"),
+    ("key word in the comparison", check_aside, "aside", r"\bhas to\b", "MUST"),
+    ("comparison names a clause that does not exist", check_aside, "aside", r"\bINV-D-34\b",
+     "INV-D-99"),
+    ("comparison names a source that is not listed", check_aside, "aside", r"\bS3\b(?!\])", "S99"),
+    ("source that nothing refers to", check_aside, "aside", r"(\\item\[)S1\]", r"\1S99]"),
+    ("source without an address", check_aside, "aside", r"\\url\{[^}]*\}", ""),
     ("test names a clause that does not exist", check_tree, "mentions",
      ("INV-D-999", "tools/testing/x.c", 1), None),
 ]
+
+
+def untested_wrong(clean):
+    """Complaints about untested(): with no test, one test, and files that are no tests."""
+    live = clean.live()
+    places = {"tools/testing/x.c": 1, "qemu/tests/x.c": 1, "tools/testing/faults/x.patch": 0,
+              "tools/lab/x": 0, "drivers/x.c": 0}
+    for path, less in places.items():
+        tree = copy.copy(clean)
+        tree.mentions = [("INV-D-2", path, 1)]
+        text = list(untested(tree))
+        if text[0] != f"no test yet: {len(live) - less} of {len(live)} clauses":
+            yield f"named in {path}: {text[0]}"
+        if (text[1].startswith("  INV-D: 1, 3 to ")) != bool(less):
+            yield f"named in {path}: {text[1]}"
 
 
 def selftest():
@@ -512,6 +668,7 @@ def selftest():
         if not problem and not list(check(tree)):
             problem = [f"{check.__name__} did not notice"]
         results.append((f"spec selftest: {name}", problem))
+    results.append(("spec selftest: what has no test yet is counted", list(untested_wrong(clean))))
     unseeded = [c.__name__ for c in CHECKS if c not in {f[1] for f in FAULTS}]
     results.append(("spec selftest: each check has a seeded fault", unseeded))
     return report(results)
