@@ -310,7 +310,16 @@ check_unit_faults() {
 }
 
 check_spec() {
-	make --no-print-directory -s -C "$repo/spec" OUT="$out/spec" lint
+	local rc=0
+
+	make --no-print-directory -s -C "$repo/spec" OUT="$out/spec" lint || rc=$?
+	make --no-print-directory -s -C "$repo/spec" OUT="$out/spec" clauses | sed 's/^/# /'
+	return "$rc"
+}
+
+check_spec_html() {
+	tap_plan 1
+	tap_run "the specification renders" make --no-print-directory -s -C "$repo/spec" OUT="$out/spec" html
 }
 
 check_spec_selftest() {

@@ -6,7 +6,7 @@
 out=$repo/build
 results=$out/test
 
-check_stages=(lab patches_linux patches_qemu spec spec_selftest checkpatch_linux checkpatch_qemu kernel_doc units
+check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkpatch_linux checkpatch_qemu kernel_doc units
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64 demo demo_drop bench splats)

@@ -38,7 +38,8 @@
 
 /*
  * Subtype of VIRTIO_IOMMU_PROBE_T_RESV_MEM: a window that a stage-1 table has to
- * map to itself, because it may hold interrupt doorbells.
+ * map to itself, for reading and writing, before ATTACH_TABLE, because it may hold
+ * interrupt doorbells.
  */
 #define VIRTIO_IOMMU_RESV_MEM_T_IDENTITY	0x20
 
@@ -115,8 +116,9 @@ struct virtio_iommu_table_arm64 {
  * @pasid: 0
  * @format: VIRTIO_IOMMU_TABLE_*
  * @granule_shift: log2 of the granule: 12, 14 or 16
- * @input_bits: width of an input address
- * @output_bits: width of an output address
+ * @input_bits: width of an input address; x86-64: 48 or 57, of which the lower
+ *              half of the addresses is used
+ * @output_bits: width of an output address; Arm: 32, 36, 40, 42, 44 or 48
  * @reserved: 0
  * @root: guest-physical address of the top table, aligned to the granule
  * @arm64: for VIRTIO_IOMMU_TABLE_ARM64_S1
