@@ -1,0 +1,755 @@
+/*
+ * virtio-iommu: domains with a stage-1 table
+ *
+ * The guest owns the table and says on invalidation queues what has changed in
+ * it. Here the table is walked in software, for endpoints that QEMU emulates.
+ *
+ * What has been read is cached without mercy: leaves and table entries stay
+ * until an invalidation that asks for them, or until the domain goes, so that a
+ * driver that forgets an invalidation, or asks for too little, sees the old
+ * entry. That an entry is not present is never cached.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitops.h"
+#include "qemu/bswap.h"
+#include "qemu/cutils.h"
+#include "qemu/iov.h"
+#include "qapi/error.h"
+#include "migration/blocker.h"
+#include "system/address-spaces.h"
+#include "hw/virtio/virtio-iommu-stage1.h"
+#include "standard-headers/linux/virtio_iommu_stage1.h"
+#include "trace.h"
+#include "virtio-iommu-walk.h"
+
+#define INVALQ_SIZE             256
+
+/* Bounds on what can be in the device-writable part of INVALIDATE */
+#define INV_TAIL_MIN            sizeof(struct virtio_iommu_inv_tail)
+#define INV_TAIL_MAX            64
+
+/* Entries of a domain; if there are more, all are dropped */
+#define CACHE_ENTRIES_MAX       65536
+
+enum { LEAVES, TABLES, NR_KINDS };
+
+/*
+ * An entry that was read, by the number of its position among those of its
+ * size: @walk is where it leads to.
+ */
+typedef struct CachedEntry {
+    uint64_t number;
+    VirtIOIOMMUWalk walk;
+} CachedEntry;
+
+struct VirtIOIOMMUTable {
+    VirtIOIOMMUTableConfig cfg;
+    /* CachedEntry by number, for each log2 of the size that entries cover */
+    GHashTable *cache[NR_KINDS][64];
+    unsigned int nr_cached;
+};
+
+/*
+ * Cache
+ */
+
+static CachedEntry *cache_find(VirtIOIOMMUTable *t, int kind, uint8_t shift,
+                               uint64_t addr)
+{
+    uint64_t number = addr >> shift;
+
+    if (!t->cache[kind][shift]) {
+        return NULL;
+    }
+    return g_hash_table_lookup(t->cache[kind][shift], &number);
+}
+
+/*
+ * The entry of the smallest size: of tables, the one that the walk read last.
+ * Leaves of two sizes cover an address when one was read after the other had
+ * changed, and this is not invalidated yet.
+ */
+static CachedEntry *cache_find_smallest(VirtIOIOMMUTable *t, int kind,
+                                        uint64_t addr)
+{
+    CachedEntry *e = NULL;
+    uint8_t shift;
+
+    for (shift = t->cfg.granule_shift; shift < 64 && !e; shift++) {
+        e = cache_find(t, kind, shift, addr);
+    }
+    return e;
+}
+
+static void cache_drop_all(VirtIOIOMMUTable *t)
+{
+    int kind, shift;
+
+    for (kind = 0; kind < NR_KINDS; kind++) {
+        for (shift = 0; shift < 64; shift++) {
+            g_clear_pointer(&t->cache[kind][shift], g_hash_table_destroy);
+        }
+    }
+    t->nr_cached = 0;
+}
+
+static void cache_add(VirtIOIOMMUTable *t, int kind, uint8_t shift,
+                      uint64_t addr, const VirtIOIOMMUWalk *walk)
+{
+    CachedEntry *e;
+
+    if (t->nr_cached >= CACHE_ENTRIES_MAX) {
+        cache_drop_all(t);
+    }
+    if (!t->cache[kind][shift]) {
+        t->cache[kind][shift] = g_hash_table_new_full(g_int64_hash,
+                                                      g_int64_equal,
+                                                      NULL, g_free);
+    }
+    e = g_new(CachedEntry, 1);
+    e->number = addr >> shift;
+    e->walk = *walk;
+    if (g_hash_table_replace(t->cache[kind][shift], &e->number, e)) {
+        t->nr_cached++;
+    }
+}
+
+/* Drop the entries of one size that cover an address of the range. */
+static void cache_drop_range(VirtIOIOMMUTable *t, int kind, uint8_t shift,
+                             uint64_t start, uint64_t last)
+{
+    GHashTable *cache = t->cache[kind][shift];
+    uint64_t first_number = start >> shift, last_number = last >> shift;
+    uint64_t i;
+
+    if (!cache) {
+        return;
+    }
+    if (last_number - first_number < g_hash_table_size(cache)) {
+        for (i = first_number; i <= last_number; i++) {
+            t->nr_cached -= g_hash_table_remove(cache, &i);
+        }
+    } else {
+        GHashTableIter iter;
+        CachedEntry *e;
+
+        g_hash_table_iter_init(&iter, cache);
+        while (g_hash_table_iter_next(&iter, NULL, (void **)&e)) {
+            if (e->number >= first_number && e->number <= last_number) {
+                g_hash_table_iter_remove(&iter);
+                t->nr_cached--;
+            }
+        }
+    }
+}
+
+/*
+ * Tables
+ */
+
+static VirtIOIOMMUTable *table_new(const VirtIOIOMMUTableConfig *cfg)
+{
+    VirtIOIOMMUTable *t = g_new0(VirtIOIOMMUTable, 1);
+
+    t->cfg = *cfg;
+    return t;
+}
+
+void virtio_iommu_table_free(VirtIOIOMMUTable *t)
+{
+    if (t) {
+        cache_drop_all(t);
+        g_free(t);
+    }
+}
+
+/* Walk without a look at what is cached. */
+static bool table_walk(VirtIOIOMMUTable *t, uint64_t addr,
+                       VirtIOIOMMUWalk *walk)
+{
+    virtio_iommu_walk_start(&t->cfg, walk);
+    while (!walk->leaf) {
+        if (!virtio_iommu_walk_step(&t->cfg, addr, walk)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Walk from the last table that is cached, and cache what is read. */
+static bool table_walk_cached(VirtIOIOMMUTable *t, uint64_t addr,
+                              VirtIOIOMMUWalk *walk, bool *used_cache)
+{
+    CachedEntry *e = cache_find_smallest(t, TABLES, addr);
+    uint8_t shift;
+
+    *used_cache = e;
+    if (e) {
+        *walk = e->walk;
+    } else {
+        virtio_iommu_walk_start(&t->cfg, walk);
+    }
+    while (!walk->leaf) {
+        shift = walk->shift;
+        if (!virtio_iommu_walk_step(&t->cfg, addr, walk)) {
+            return false;
+        }
+        cache_add(t, walk->leaf ? LEAVES : TABLES, shift, addr, walk);
+    }
+    return true;
+}
+
+/* Report what is used although the table does not say so any more. */
+static void check_walk(VirtIOIOMMU *s, VirtIOIOMMUDomain *domain, uint64_t addr,
+                       const VirtIOIOMMUWalk *walk)
+{
+    VirtIOIOMMUWalk now = {};
+
+    if (!table_walk(domain->table, addr, &now)) {
+        now = (VirtIOIOMMUWalk){};
+    }
+    if (now.leaf && now.base == walk->base && now.shift == walk->shift &&
+        now.perm == walk->perm) {
+        return;
+    }
+    s->stage1_stale++;
+    trace_virtio_iommu_table_stale(domain->id, addr, walk->base, walk->shift,
+                                   walk->perm, now.base, now.shift, now.perm);
+}
+
+void virtio_iommu_table_translate(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep,
+                                  uint64_t addr, IOMMUAccessFlags flag,
+                                  IOMMUTLBEntry *entry)
+{
+    VirtIOIOMMUTable *t = ep->domain->table;
+    uint64_t mask = MAKE_64BIT_MASK(0, t->cfg.granule_shift);
+    uint32_t fault_flags = VIRTIO_IOMMU_FAULT_F_ADDRESS;
+    bool found, cached = false;
+    VirtIOIOMMUWalk walk;
+    CachedEntry *e;
+
+    found = virtio_iommu_walk_in_range(&t->cfg, addr);
+    if (found) {
+        e = cache_find_smallest(t, LEAVES, addr);
+        if (e) {
+            cached = true;
+            walk = e->walk;
+            trace_virtio_iommu_table_hit(ep->domain->id, addr, walk.base,
+                                         walk.shift, walk.perm);
+        } else {
+            found = table_walk_cached(t, addr, &walk, &cached);
+            trace_virtio_iommu_table_walk(ep->domain->id, addr, found,
+                                          found ? walk.base : 0,
+                                          found ? walk.shift : 0,
+                                          found ? walk.perm : 0);
+        }
+        if (found && cached && s->stage1_check) {
+            check_walk(s, ep->domain, addr, &walk);
+        }
+    }
+
+    if (!found || (flag & ~walk.perm)) {
+        fault_flags |= flag & IOMMU_RO ? VIRTIO_IOMMU_FAULT_F_READ : 0;
+        fault_flags |= flag & IOMMU_WO ? VIRTIO_IOMMU_FAULT_F_WRITE : 0;
+        virtio_iommu_report_fault(s, VIRTIO_IOMMU_FAULT_R_MAPPING, fault_flags,
+                                  ep->id, addr);
+        return;
+    }
+
+    /*
+     * One page at a time: a reserved region, which is not translated, may
+     * begin within a large leaf.
+     */
+    entry->iova = addr & ~mask;
+    entry->translated_addr = walk.base +
+        (addr & MAKE_64BIT_MASK(0, walk.shift) & ~mask);
+    entry->addr_mask = mask;
+    entry->perm = walk.perm;
+}
+
+/*
+ * Requests of the request queue
+ */
+
+/* Stage 1 of an assigned device is not here. */
+static bool is_emulated(VirtIOIOMMU *s, IOMMUDevice *sdev)
+{
+    HostIOMMUDevice *hiod;
+    GHashTableIter iter;
+
+    if (sdev->iommu_mr.iommu_notify_flags & IOMMU_NOTIFIER_MAP) {
+        return false;
+    }
+    g_hash_table_iter_init(&iter, s->host_iommu_devices);
+    while (g_hash_table_iter_next(&iter, NULL, (void **)&hiod)) {
+        if (hiod->aliased_bus == sdev->bus &&
+            hiod->aliased_devfn == sdev->devfn) {
+            return false;
+        }
+    }
+    return true;
+}
+
+ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
+                                  uint8_t *buf, size_t free)
+{
+    struct virtio_iommu_probe_table_format prop;
+    int i;
+
+    if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1) ||
+        !is_emulated(s, sdev)) {
+        return 0;
+    }
+    if (ARRAY_SIZE(virtio_iommu_table_formats) * sizeof(prop) > free) {
+        return -ENOSPC;
+    }
+
+    for (i = 0; i < ARRAY_SIZE(virtio_iommu_table_formats); i++) {
+        const VirtIOIOMMUTableFormat *f = &virtio_iommu_table_formats[i];
+
+        prop = (struct virtio_iommu_probe_table_format){
+            .head.type = cpu_to_le16(VIRTIO_IOMMU_PROBE_T_TABLE_FORMAT),
+            .head.length = cpu_to_le16(sizeof(prop) - sizeof(prop.head)),
+            .format = cpu_to_le16(f->format),
+            .input_bits_min = f->input_bits_min,
+            .input_bits_max = f->input_bits_max,
+            .output_bits = f->output_bits,
+            .page_size_mask = cpu_to_le64(f->page_size_mask),
+        };
+        memcpy(buf + i * sizeof(prop), &prop, sizeof(prop));
+    }
+    return i * sizeof(prop);
+}
+
+/* Whether a table of Arm format says what it may of its walks */
+static bool arm64_is_valid(const struct virtio_iommu_table_arm64 *arm64)
+{
+    return arm64->sh <= 3 && arm64->sh != 1 &&
+           arm64->orgn <= 3 && arm64->irgn <= 3 &&
+           buffer_is_zero(arm64->reserved, sizeof(arm64->reserved));
+}
+
+/*
+ * Check what ATTACH_TABLE says of the table, ATT-D-5 to ATT-D-10 in the order
+ * in which the specification has them.
+ */
+static int check_table(const struct virtio_iommu_req_attach_table *req,
+                       const VirtIOIOMMUTableConfig *cfg)
+{
+    const VirtIOIOMMUTableFormat *f = NULL;
+    bool valid;
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(virtio_iommu_table_formats); i++) {
+        if (virtio_iommu_table_formats[i].format == cfg->format) {
+            f = &virtio_iommu_table_formats[i];
+        }
+    }
+    if (!f) {
+        return VIRTIO_IOMMU_S_UNSUPP;
+    }
+    if ((cfg->granule_shift != 12 && cfg->granule_shift != 14 &&
+         cfg->granule_shift != 16) ||
+        !(f->page_size_mask & BIT_ULL(cfg->granule_shift))) {
+        return VIRTIO_IOMMU_S_RANGE;
+    }
+    if (!virtio_iommu_walk_has_widths(f, cfg->input_bits, cfg->output_bits)) {
+        return VIRTIO_IOMMU_S_RANGE;
+    }
+    if (cfg->format == VIRTIO_IOMMU_TABLE_ARM64_S1) {
+        valid = arm64_is_valid(&req->arm64);
+    } else {
+        valid = buffer_is_zero(req->bytes, sizeof(req->bytes));
+    }
+    if (!valid) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+    if (cfg->root >> cfg->output_bits ||
+        (cfg->root & MAKE_64BIT_MASK(0, cfg->granule_shift))) {
+        return VIRTIO_IOMMU_S_RANGE;
+    }
+    return VIRTIO_IOMMU_S_OK;
+}
+
+static VirtIOIOMMUDomain *find_domain(VirtIOIOMMU *s, uint32_t id)
+{
+    return g_tree_lookup(s->domains, GUINT_TO_POINTER(id));
+}
+
+static void leave_domain(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep)
+{
+    VirtIOIOMMUDomain *domain = ep->domain;
+
+    virtio_iommu_detach_endpoint_from_domain(ep);
+    if (QLIST_EMPTY(&domain->endpoint_list)) {
+        g_tree_remove(s->domains, GUINT_TO_POINTER(domain->id));
+    }
+}
+
+static int attach_table(VirtIOIOMMU *s,
+                        const struct virtio_iommu_req_attach_table *req)
+{
+    uint32_t domain_id = le32_to_cpu(req->domain);
+    VirtIOIOMMUTableConfig cfg = {
+        .root = le64_to_cpu(req->root),
+        .format = le16_to_cpu(req->format),
+        .granule_shift = req->granule_shift,
+        .input_bits = req->input_bits,
+        .output_bits = req->output_bits,
+    };
+    VirtIOIOMMUDomain *domain;
+    VirtIOIOMMUEndpoint *ep;
+    IOMMUDevice *sdev;
+    int status;
+
+    memcpy(cfg.bytes, req->bytes, sizeof(cfg.bytes));
+
+    if (req->flags || req->pasid ||
+        !buffer_is_zero(req->reserved, sizeof(req->reserved)) ||
+        !buffer_is_zero(req->reserved2, sizeof(req->reserved2))) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+    if (domain_id < s->config.domain_range.start ||
+        domain_id > s->config.domain_range.end) {
+        return VIRTIO_IOMMU_S_RANGE;
+    }
+    ep = virtio_iommu_get_endpoint(s, le32_to_cpu(req->endpoint));
+    if (!ep) {
+        return VIRTIO_IOMMU_S_NOENT;
+    }
+    sdev = container_of(ep->iommu_mr, IOMMUDevice, iommu_mr);
+    if (!is_emulated(s, sdev)) {
+        return VIRTIO_IOMMU_S_UNSUPP;
+    }
+    status = check_table(req, &cfg);
+    if (status != VIRTIO_IOMMU_S_OK) {
+        return status;
+    }
+
+    /* Whatever is wrong, the endpoint stays where it is */
+    domain = find_domain(s, domain_id);
+    if (domain && (!domain->table ||
+                   memcmp(&domain->table->cfg, &cfg, sizeof(cfg)))) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+    if (domain && ep->domain == domain) {
+        return VIRTIO_IOMMU_S_OK;
+    }
+    /* Not for a moment in bypass */
+    memory_region_transaction_begin();
+    if (ep->domain) {
+        leave_domain(s, ep);
+    }
+    if (!domain) {
+        domain = virtio_iommu_get_domain(s, domain_id, false);
+        domain->table = table_new(&cfg);
+    }
+    QLIST_INSERT_HEAD(&domain->endpoint_list, ep, next);
+    ep->domain = domain;
+    virtio_iommu_switch_address_space(sdev);
+    memory_region_transaction_commit();
+    return VIRTIO_IOMMU_S_OK;
+}
+
+static int detach_table(VirtIOIOMMU *s,
+                        const struct virtio_iommu_req_detach_table *req)
+{
+    VirtIOIOMMUEndpoint *ep;
+
+    if (req->flags || req->pasid) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+    ep = virtio_iommu_get_endpoint(s, le32_to_cpu(req->endpoint));
+    if (!ep) {
+        return VIRTIO_IOMMU_S_NOENT;
+    }
+    if (!ep->domain || ep->domain->id != le32_to_cpu(req->domain) ||
+        !ep->domain->table) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+    leave_domain(s, ep);
+    g_tree_remove(s->endpoints, GUINT_TO_POINTER(le32_to_cpu(req->endpoint)));
+    return VIRTIO_IOMMU_S_OK;
+}
+
+int virtio_iommu_stage1_attach(VirtIOIOMMU *s, struct iovec *iov,
+                               unsigned int iov_cnt)
+{
+    struct virtio_iommu_req_attach_table req;
+    size_t size = offsetof(typeof(req), tail);
+    int status = VIRTIO_IOMMU_S_INVAL;
+
+    if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1)) {
+        return VIRTIO_IOMMU_S_UNSUPP;
+    }
+    if (iov_size(iov, iov_cnt) == size &&
+        iov_to_buf(iov, iov_cnt, 0, &req, size) == size) {
+        status = attach_table(s, &req);
+        trace_virtio_iommu_attach_table(le32_to_cpu(req.domain),
+                                        le32_to_cpu(req.endpoint),
+                                        le16_to_cpu(req.format),
+                                        req.granule_shift, req.input_bits,
+                                        req.output_bits,
+                                        le64_to_cpu(req.root), status);
+    }
+    return status;
+}
+
+int virtio_iommu_stage1_detach(VirtIOIOMMU *s, struct iovec *iov,
+                               unsigned int iov_cnt)
+{
+    struct virtio_iommu_req_detach_table req;
+    size_t size = offsetof(typeof(req), tail);
+    int status = VIRTIO_IOMMU_S_INVAL;
+
+    if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1)) {
+        return VIRTIO_IOMMU_S_UNSUPP;
+    }
+    if (iov_size(iov, iov_cnt) == size &&
+        iov_to_buf(iov, iov_cnt, 0, &req, size) == size) {
+        status = detach_table(s, &req);
+        trace_virtio_iommu_detach_table(le32_to_cpu(req.domain),
+                                        le32_to_cpu(req.endpoint), status);
+    }
+    return status;
+}
+
+/*
+ * Invalidation queues
+ */
+
+/*
+ * Other parts of QEMU may have asked for a translation and kept it, page by
+ * page: all that came from a leaf in the range has to go.
+ */
+static void notify_endpoints(VirtIOIOMMUDomain *domain, uint64_t start,
+                             uint64_t last)
+{
+    uint8_t shift = virtio_iommu_walk_max_shift(&domain->table->cfg);
+    VirtIOIOMMUEndpoint *ep;
+
+    start &= ~MAKE_64BIT_MASK(0, shift);
+    last |= MAKE_64BIT_MASK(0, shift);
+    QLIST_FOREACH(ep, &domain->endpoint_list, next) {
+        virtio_iommu_notify_unmap(ep->iommu_mr, start, last);
+    }
+}
+
+/*
+ * The driver promises that no entry of a size below 1 << @leaf_shift has
+ * changed, and with @leaf_only no table entry. It is taken at its word.
+ */
+static void invalidate(VirtIOIOMMUDomain *domain, uint64_t start, uint64_t last,
+                       uint8_t leaf_shift, bool leaf_only)
+{
+    VirtIOIOMMUTable *t = domain->table;
+    uint8_t shift;
+
+    for (shift = MAX(leaf_shift, t->cfg.granule_shift); shift < 64; shift++) {
+        cache_drop_range(t, LEAVES, shift, start, last);
+        if (!leaf_only) {
+            cache_drop_range(t, TABLES, shift, start, last);
+        }
+    }
+    notify_endpoints(domain, start, last);
+}
+
+/* Check a descriptor in the order that is specified, and carry it out. */
+static uint8_t serve_desc(VirtIOIOMMU *s,
+                          const struct virtio_iommu_inv_desc *desc)
+{
+    uint16_t flags = le16_to_cpu(desc->flags);
+    uint64_t start = le64_to_cpu(desc->start);
+    uint64_t last = le64_to_cpu(desc->last);
+    uint32_t domain_id = le32_to_cpu(desc->domain);
+    VirtIOIOMMUDomain *domain;
+    uint64_t mask;
+
+    if (desc->scope != VIRTIO_IOMMU_INV_S_DOMAIN &&
+        desc->scope != VIRTIO_IOMMU_INV_S_RANGE) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+    if ((flags & ~VIRTIO_IOMMU_INV_F_LEAF) || desc->reserved) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+    if (desc->scope == VIRTIO_IOMMU_INV_S_DOMAIN &&
+        (flags || desc->leaf_shift || start || last)) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+
+    domain = find_domain(s, domain_id);
+    if (!domain || QLIST_EMPTY(&domain->endpoint_list)) {
+        return VIRTIO_IOMMU_S_NOENT;
+    }
+    if (!domain->table) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+
+    if (desc->scope == VIRTIO_IOMMU_INV_S_DOMAIN) {
+        trace_virtio_iommu_invalidate_domain(domain_id);
+        cache_drop_all(domain->table);
+        notify_endpoints(domain, 0, UINT64_MAX);
+        return VIRTIO_IOMMU_S_OK;
+    }
+
+    if (desc->leaf_shift && (desc->leaf_shift > 63 ||
+        desc->leaf_shift < domain->table->cfg.granule_shift)) {
+        return VIRTIO_IOMMU_S_INVAL;
+    }
+    mask = MAKE_64BIT_MASK(0, domain->table->cfg.granule_shift);
+    if (last < start || (start & mask) || ((last + 1) & mask)) {
+        return VIRTIO_IOMMU_S_RANGE;
+    }
+    trace_virtio_iommu_invalidate_range(domain_id, start, last,
+                                        desc->leaf_shift, flags);
+    invalidate(domain, start, last, desc->leaf_shift,
+               flags & VIRTIO_IOMMU_INV_F_LEAF);
+    return VIRTIO_IOMMU_S_OK;
+}
+
+/* Returns the used length. */
+static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem)
+{
+    size_t readable = iov_size(elem->out_sg, elem->out_num);
+    size_t writable = iov_size(elem->in_sg, elem->in_num);
+    struct virtio_iommu_req_invalidate head = {};
+    struct virtio_iommu_inv_tail tail = {};
+    uint8_t answer[INV_TAIL_MAX] = {};
+    size_t tail_size = sizeof(tail) - offsetof(typeof(tail), status);
+    unsigned int nr, i = 0;
+
+    if (!readable || writable < INV_TAIL_MIN || writable > INV_TAIL_MAX) {
+        return 0;
+    }
+    iov_to_buf(elem->out_sg, elem->out_num, 0, &head, sizeof(head));
+    if (head.type != VIRTIO_IOMMU_T_INVALIDATE) {
+        return 0;
+    }
+
+    nr = le16_to_cpu(head.nr);
+    if (readable < sizeof(head) || head.reserved ||
+        !nr || nr > VIRTIO_IOMMU_STAGE1_INV_DESCS ||
+        readable != sizeof(head) +
+                    nr * sizeof(struct virtio_iommu_inv_desc)) {
+        tail.status = VIRTIO_IOMMU_S_INVAL;
+    } else {
+        struct virtio_iommu_inv_desc desc;
+
+        for (i = 0; i < nr; i++) {
+            iov_to_buf(elem->out_sg, elem->out_num,
+                       sizeof(head) + i * sizeof(desc), &desc, sizeof(desc));
+            tail.status = serve_desc(s, &desc);
+            if (tail.status != VIRTIO_IOMMU_S_OK) {
+                break;
+            }
+        }
+    }
+    tail.done = cpu_to_le32(i);
+    trace_virtio_iommu_invalidate(nr, i, tail.status);
+
+    memcpy(answer, &tail, sizeof(tail.done));
+    memcpy(answer + writable - tail_size, &tail.status, tail_size);
+    return iov_from_buf(elem->in_sg, elem->in_num, 0, answer, writable);
+}
+
+static void handle_invalq(VirtIODevice *vdev, VirtQueue *vq)
+{
+    VirtIOIOMMU *s = VIRTIO_IOMMU(vdev);
+    VirtQueueElement *elem;
+    size_t len;
+
+    if (!virtio_vdev_has_feature(vdev, VIRTIO_IOMMU_F_STAGE1)) {
+        return;
+    }
+    while ((elem = virtqueue_pop(vq, sizeof(*elem)))) {
+        WITH_QEMU_LOCK_GUARD(&s->mutex) {
+            len = serve_inval(s, elem);
+        }
+        virtqueue_push(vq, elem, len);
+        virtio_notify(vdev, vq);
+        g_free(elem);
+    }
+}
+
+/*
+ * The device
+ */
+
+size_t virtio_iommu_stage1_config_size(VirtIOIOMMU *s)
+{
+    return s->stage1 ? sizeof(struct virtio_iommu_stage1_config) : 0;
+}
+
+void virtio_iommu_stage1_get_config(VirtIOIOMMU *s, uint8_t *config_data)
+{
+    struct virtio_iommu_stage1_config config = {
+        .num_invalqs = cpu_to_le16(s->num_invalqs),
+        .max_inv_descs = cpu_to_le16(VIRTIO_IOMMU_STAGE1_INV_DESCS),
+    };
+
+    if (s->stage1) {
+        memcpy(config_data + sizeof(struct virtio_iommu_config), &config,
+               sizeof(config));
+    }
+}
+
+int virtio_iommu_stage1_validate_features(VirtIODevice *vdev)
+{
+    /* Without PROBE no driver can know which tables it may have */
+    return virtio_vdev_has_feature(vdev, VIRTIO_IOMMU_F_STAGE1) &&
+           !virtio_vdev_has_feature(vdev, VIRTIO_IOMMU_F_PROBE) ? -EINVAL : 0;
+}
+
+bool virtio_iommu_stage1_check(VirtIOIOMMU *s, Error **errp)
+{
+    if (!s->stage1) {
+        if (s->stage1_check) {
+            error_setg(errp, "check=on needs stage1=on");
+            return false;
+        }
+        return true;
+    }
+    if (!s->num_invalqs || s->num_invalqs > VIRTIO_IOMMU_STAGE1_INVALQS_MAX) {
+        error_setg(errp, "num-invalqs must be within [1,%d]",
+                   VIRTIO_IOMMU_STAGE1_INVALQS_MAX);
+        return false;
+    }
+    error_setg(&s->stage1_blocker,
+               "virtio-iommu with stage1=on does not support migration");
+    return migrate_add_blocker(&s->stage1_blocker, errp) == 0;
+}
+
+void virtio_iommu_stage1_realize(VirtIOIOMMU *s)
+{
+    int i;
+
+    if (!s->stage1) {
+        return;
+    }
+    s->inval_vqs = g_new(VirtQueue *, s->num_invalqs);
+    for (i = 0; i < s->num_invalqs; i++) {
+        s->inval_vqs[i] = virtio_add_queue(VIRTIO_DEVICE(s), INVALQ_SIZE,
+                                           handle_invalq);
+    }
+    virtio_add_feature(&s->features, VIRTIO_IOMMU_F_STAGE1);
+    object_property_add_uint64_ptr(OBJECT(s), "stale-translations",
+                                   &s->stage1_stale, OBJ_PROP_FLAG_READ);
+}
+
+void virtio_iommu_stage1_unrealize(VirtIOIOMMU *s)
+{
+    int i;
+
+    if (!s->stage1) {
+        return;
+    }
+    for (i = 0; i < s->num_invalqs; i++) {
+        virtio_delete_queue(s->inval_vqs[i]);
+    }
+    g_free(s->inval_vqs);
+    migrate_del_blocker(&s->stage1_blocker);
+    object_property_del(OBJECT(s), "stale-translations");
+}
