@@ -76,6 +76,10 @@ link_files() {
 		ln -sfn "$root/$file" "$dir/$file"
 		echo "/$file"
 	done <"$dir/.git/lab-files" >>"$dir/.git/info/exclude"
+	if [[ $what == qemu ]]; then
+		import_header "$dir" "$dir"
+		echo "/$qemu_headers/$(basename "$wire_header")" >>"$dir/.git/info/exclude"
+	fi
 }
 
 # lab export linux|qemu [DIR]

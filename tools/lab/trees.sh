@@ -54,6 +54,18 @@ not_ours() {
 		grep -v '^tools/testing/faults/' | LC_ALL=C sort || true
 }
 
+wire_header=include/uapi/linux/virtio_iommu_stage1.h
+qemu_headers=include/standard-headers/linux
+
+# import_header BASE TREE: the wire header, as QEMU's own script (that of BASE) imports headers of Linux
+import_header() (
+	# shellcheck disable=SC2034 # used by cp_portable
+	arch=
+	eval "$(sed -n '/^cp_portable()/,/^}/p' "$1/scripts/update-linux-headers.sh")"
+	mkdir -p "$2/$qemu_headers"
+	cp_portable "$repo/$wire_header" "$2/$qemu_headers"
+)
+
 series() {
 	find "$repo/$1-patches" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
 	find "$cache/work/$work_name/extra-$1" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
@@ -79,7 +91,7 @@ tree_hash() {
 			fi | xargs -r -d '\n' sha256sum
 		else
 			cd "$repo/qemu" && qemu_files | xargs -r -d '\n' sha256sum
-			sha256sum "$lab"/qemu-*.mak | sed "s; .*/; ;"
+			sha256sum "$lab"/qemu-*.mak "$repo/$wire_header" | sed "s; .*/; ;"
 		fi
 	} | sha256sum | cut -d' ' -f1
 }
@@ -179,6 +191,7 @@ sync_tree() {
 			mkdir -p "$arch_dir"
 			cp "$file" "$arch_dir/lab.mak"
 		done
+		import_header "$base_dir" "$new"
 	fi
 
 	mapfile -t patches < <(series "$what")
