@@ -117,7 +117,7 @@ int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len)
 	ret = dev->ops->probe(dev, hw, cmd.data_len, why, why_len);
 	if (ret)
 		return ret;
-	return dev->ops->add(dev, why, why_len);
+	return dev->ops->add(dev, hw, why, why_len);
 }
 
 void attach_dev_exit(struct attach_dev *dev)

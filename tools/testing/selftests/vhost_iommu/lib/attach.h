@@ -171,8 +171,8 @@ struct attach_fault {
  * @inval_len: size of its invalidation entry
  * @probe: fills &attach_dev.caps from the answer of IOMMU_GET_HW_INFO; when the
  *         device cannot nest, -EOPNOTSUPP and a reason in @why
- * @add: what the device needs before it can be attached to any domain; on error
- *       a reason in @why
+ * @add: what the device needs before it can be attached to any domain, with the
+ *       answer that @probe has accepted; on error a reason in @why
  * @del: undoes @add
  * @prepare: see above; yields the same target again for a second device of the
  *           domain where one target serves both
@@ -189,7 +189,8 @@ struct attach_ops {
 	__u32 inval_len;
 	int (*probe)(struct attach_dev *dev, const void *hw, size_t len,
 		     char *why, size_t why_len);
-	int (*add)(struct attach_dev *dev, char *why, size_t why_len);
+	int (*add)(struct attach_dev *dev, const void *hw, char *why,
+		   size_t why_len);
 	void (*del)(struct attach_dev *dev);
 	int (*prepare)(struct attach_domain *dom, struct attach_dev *dev,
 		       struct attach_target *target);

@@ -463,33 +463,19 @@ static void smmu_put(struct attach_host *host, struct smmuv3 *smmu)
 	host_put(host);
 }
 
-static int hw_info(struct attach_dev *dev, struct iommu_hw_info_arm_smmuv3 *hw)
+static struct smmuv3 *smmu_new(struct attach_dev *dev,
+			       const struct iommu_hw_info_arm_smmuv3 *hw,
+			       int *err)
 {
-	struct iommu_hw_info cmd = {
-		.size = sizeof(cmd),
-		.dev_id = dev->dev_id,
-		.data_len = sizeof(*hw),
-		.data_uptr = (uintptr_t)hw,
-	};
-
-	return ioctl(dev->host->iommufd, IOMMU_GET_HW_INFO, &cmd) ? -errno : 0;
-}
-
-static struct smmuv3 *smmu_new(struct attach_dev *dev, int *err)
-{
-	struct iommu_hw_info_arm_smmuv3 hw = {};
-	struct smmuv3_host *priv = NULL;
+	struct smmuv3_host *priv;
 	struct smmuv3 *smmu;
 
-	*err = hw_info(dev, &hw);
-	if (*err)
-		return NULL;
 	*err = -ENOMEM;
 	smmu = calloc(1, sizeof(*smmu));
 	if (!smmu)
 		return NULL;
 	smmu->asids = dev->caps.domains + 1;
-	smmu->repeat = hw.flags & IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI;
+	smmu->repeat = hw->flags & IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI;
 	smmu->used = calloc(smmu->asids / 64, sizeof(*smmu->used));
 	priv = host_get(dev->host);
 	if (!smmu->used || !priv)
@@ -514,7 +500,8 @@ err_free:
  * The device's SMMU, which a VMM cannot ask for: a vDEVICE belongs to the vIOMMU
  * of the device's own SMMU, and to no other.
  */
-static int smmu_find(struct attach_dev *dev, struct smmuv3_dev *priv)
+static int smmu_find(struct attach_dev *dev, struct smmuv3_dev *priv,
+		     const struct iommu_hw_info_arm_smmuv3 *hw)
 {
 	struct smmuv3_host *host = dev->host->priv;
 	struct smmuv3 *smmu;
@@ -530,7 +517,7 @@ static int smmu_find(struct attach_dev *dev, struct smmuv3_dev *priv)
 		priv->smmu = smmu;
 		return 0;
 	}
-	smmu = smmu_new(dev, &ret);
+	smmu = smmu_new(dev, hw, &ret);
 	if (!smmu)
 		return ret;
 	ret = vdevice_alloc(dev, smmu, &priv->vdevice_id);
@@ -562,7 +549,8 @@ static int smmuv3_hwpt_alloc(struct attach_dev *dev)
 				 &priv->hwpt_id);
 }
 
-static int smmuv3_add(struct attach_dev *dev, char *why, size_t why_len)
+static int smmuv3_add(struct attach_dev *dev, const void *hw, char *why,
+		      size_t why_len)
 {
 	const char *what = "no vIOMMU (the kernel wants S2FWB or CANWBS; QEMU: fwb=on)";
 	struct smmuv3_dev *priv;
@@ -573,7 +561,7 @@ static int smmuv3_add(struct attach_dev *dev, char *why, size_t why_len)
 	if (!priv)
 		goto err;
 	dev->priv = priv;
-	ret = smmu_find(dev, priv);
+	ret = smmu_find(dev, priv, hw);
 	if (ret)
 		goto err_priv;
 

@@ -69,7 +69,8 @@ static int vtd_probe(struct attach_dev *dev, const void *hw, size_t len,
 	return 0;
 }
 
-static int vtd_add(struct attach_dev *dev, char *why, size_t why_len)
+static int vtd_add(struct attach_dev *dev, const void *hw, char *why,
+		   size_t why_len)
 {
 	struct vtd_host *vtd = dev->host->priv;
 	int ret;

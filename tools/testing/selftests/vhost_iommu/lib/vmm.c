@@ -778,16 +778,20 @@ int vmm_irq_wait(struct vmm_dev *dev)
 	return 0;
 }
 
-int vmm_fault_wait(struct vmm_dev *dev, struct attach_fault *fault)
+static int fault_wait(struct vmm_dev *dev, struct attach_fault *fault,
+		      long long end)
 {
-	long long end = now_ms() + FAULT_TIMEOUT_MS;
-
 	while (attach_fault_next(&dev->at, fault)) {
-		if (now_ms() > end)
+		if (now_ms() >= end)
 			return -ETIMEDOUT;
 		sleep_ms(5);
 	}
 	return 0;
+}
+
+int vmm_fault_wait(struct vmm_dev *dev, struct attach_fault *fault)
+{
+	return fault_wait(dev, fault, now_ms() + FAULT_TIMEOUT_MS);
 }
 
 int vmm_page_init(struct vmm_page *page, struct vmm_domain *dom, __u64 iova,
@@ -886,15 +890,10 @@ static bool fault_seen(struct vmm_dev *dev, __u64 iova, bool write)
 	long long end = now_ms() + FAULT_TIMEOUT_MS;
 	struct attach_fault fault;
 
-	for (;;) {
-		while (!attach_fault_next(&dev->at, &fault))
-			if (!((fault.iova ^ iova) & ~mask) &&
-			    fault.write == write)
-				return true;
-		if (now_ms() >= end)
-			return false;
-		sleep_ms(5);
-	}
+	while (!fault_wait(dev, &fault, end))
+		if (!((fault.iova ^ iova) & ~mask) && fault.write == write)
+			return true;
+	return false;
 }
 
 static enum vmm_hit probe_once(struct vmm_dev *dev, const struct vmm_page *page,
