@@ -2,12 +2,8 @@
  * virtio-iommu: domains with a stage-1 table
  *
  * The guest owns the table and says on invalidation queues what has changed in
- * it. Here the table is walked in software, for endpoints that QEMU emulates.
- *
- * What has been read is cached without mercy: leaves and table entries stay
- * until an invalidation that asks for them, or until the domain goes, so that a
- * driver that forgets an invalidation, or asks for too little, sees the old
- * entry. That an entry is not present is never cached.
+ * it. Here are the requests and the queues; the table is walked in software,
+ * for endpoints that QEMU emulates, in virtio-iommu-table.c.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -23,252 +19,13 @@
 #include "hw/virtio/virtio-iommu-stage1.h"
 #include "standard-headers/linux/virtio_iommu_stage1.h"
 #include "trace.h"
-#include "virtio-iommu-walk.h"
+#include "virtio-iommu-table.h"
 
 #define INVALQ_SIZE             256
 
 /* Bounds on what can be in the device-writable part of INVALIDATE */
 #define INV_TAIL_MIN            sizeof(struct virtio_iommu_inv_tail)
 #define INV_TAIL_MAX            64
-
-/* Entries of a domain; if there are more, all are dropped */
-#define CACHE_ENTRIES_MAX       65536
-
-enum { LEAVES, TABLES, NR_KINDS };
-
-/*
- * An entry that was read, by the number of its position among those of its
- * size: @walk is where it leads to.
- */
-typedef struct CachedEntry {
-    uint64_t number;
-    VirtIOIOMMUWalk walk;
-} CachedEntry;
-
-struct VirtIOIOMMUTable {
-    VirtIOIOMMUTableConfig cfg;
-    /* CachedEntry by number, for each log2 of the size that entries cover */
-    GHashTable *cache[NR_KINDS][64];
-    unsigned int nr_cached;
-};
-
-/*
- * Cache
- */
-
-static CachedEntry *cache_find(VirtIOIOMMUTable *t, int kind, uint8_t shift,
-                               uint64_t addr)
-{
-    uint64_t number = addr >> shift;
-
-    if (!t->cache[kind][shift]) {
-        return NULL;
-    }
-    return g_hash_table_lookup(t->cache[kind][shift], &number);
-}
-
-/*
- * The entry of the smallest size: of tables, the one that the walk read last.
- * Leaves of two sizes cover an address when one was read after the other had
- * changed, and this is not invalidated yet.
- */
-static CachedEntry *cache_find_smallest(VirtIOIOMMUTable *t, int kind,
-                                        uint64_t addr)
-{
-    CachedEntry *e = NULL;
-    uint8_t shift;
-
-    for (shift = t->cfg.granule_shift; shift < 64 && !e; shift++) {
-        e = cache_find(t, kind, shift, addr);
-    }
-    return e;
-}
-
-static void cache_drop_all(VirtIOIOMMUTable *t)
-{
-    int kind, shift;
-
-    for (kind = 0; kind < NR_KINDS; kind++) {
-        for (shift = 0; shift < 64; shift++) {
-            g_clear_pointer(&t->cache[kind][shift], g_hash_table_destroy);
-        }
-    }
-    t->nr_cached = 0;
-}
-
-static void cache_add(VirtIOIOMMUTable *t, int kind, uint8_t shift,
-                      uint64_t addr, const VirtIOIOMMUWalk *walk)
-{
-    CachedEntry *e;
-
-    if (t->nr_cached >= CACHE_ENTRIES_MAX) {
-        cache_drop_all(t);
-    }
-    if (!t->cache[kind][shift]) {
-        t->cache[kind][shift] = g_hash_table_new_full(g_int64_hash,
-                                                      g_int64_equal,
-                                                      NULL, g_free);
-    }
-    e = g_new(CachedEntry, 1);
-    e->number = addr >> shift;
-    e->walk = *walk;
-    if (g_hash_table_replace(t->cache[kind][shift], &e->number, e)) {
-        t->nr_cached++;
-    }
-}
-
-/* Drop the entries of one size that cover an address of the range. */
-static void cache_drop_range(VirtIOIOMMUTable *t, int kind, uint8_t shift,
-                             uint64_t start, uint64_t last)
-{
-    GHashTable *cache = t->cache[kind][shift];
-    uint64_t first_number = start >> shift, last_number = last >> shift;
-    uint64_t i;
-
-    if (!cache) {
-        return;
-    }
-    if (last_number - first_number < g_hash_table_size(cache)) {
-        for (i = first_number; i <= last_number; i++) {
-            t->nr_cached -= g_hash_table_remove(cache, &i);
-        }
-    } else {
-        GHashTableIter iter;
-        CachedEntry *e;
-
-        g_hash_table_iter_init(&iter, cache);
-        while (g_hash_table_iter_next(&iter, NULL, (void **)&e)) {
-            if (e->number >= first_number && e->number <= last_number) {
-                g_hash_table_iter_remove(&iter);
-                t->nr_cached--;
-            }
-        }
-    }
-}
-
-/*
- * Tables
- */
-
-static VirtIOIOMMUTable *table_new(const VirtIOIOMMUTableConfig *cfg)
-{
-    VirtIOIOMMUTable *t = g_new0(VirtIOIOMMUTable, 1);
-
-    t->cfg = *cfg;
-    return t;
-}
-
-void virtio_iommu_table_free(VirtIOIOMMUTable *t)
-{
-    if (t) {
-        cache_drop_all(t);
-        g_free(t);
-    }
-}
-
-/* Walk without a look at what is cached. */
-static bool table_walk(VirtIOIOMMUTable *t, uint64_t addr,
-                       VirtIOIOMMUWalk *walk)
-{
-    virtio_iommu_walk_start(&t->cfg, walk);
-    while (!walk->leaf) {
-        if (!virtio_iommu_walk_step(&t->cfg, addr, walk)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* Walk from the last table that is cached, and cache what is read. */
-static bool table_walk_cached(VirtIOIOMMUTable *t, uint64_t addr,
-                              VirtIOIOMMUWalk *walk, bool *used_cache)
-{
-    CachedEntry *e = cache_find_smallest(t, TABLES, addr);
-    uint8_t shift;
-
-    *used_cache = e;
-    if (e) {
-        *walk = e->walk;
-    } else {
-        virtio_iommu_walk_start(&t->cfg, walk);
-    }
-    while (!walk->leaf) {
-        shift = walk->shift;
-        if (!virtio_iommu_walk_step(&t->cfg, addr, walk)) {
-            return false;
-        }
-        cache_add(t, walk->leaf ? LEAVES : TABLES, shift, addr, walk);
-    }
-    return true;
-}
-
-/* Report what is used although the table does not say so any more. */
-static void check_walk(VirtIOIOMMU *s, VirtIOIOMMUDomain *domain, uint64_t addr,
-                       const VirtIOIOMMUWalk *walk)
-{
-    VirtIOIOMMUWalk now = {};
-
-    if (!table_walk(domain->table, addr, &now)) {
-        now = (VirtIOIOMMUWalk){};
-    }
-    if (now.leaf && now.base == walk->base && now.shift == walk->shift &&
-        now.perm == walk->perm) {
-        return;
-    }
-    s->stage1_stale++;
-    trace_virtio_iommu_table_stale(domain->id, addr, walk->base, walk->shift,
-                                   walk->perm, now.base, now.shift, now.perm);
-}
-
-void virtio_iommu_table_translate(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep,
-                                  uint64_t addr, IOMMUAccessFlags flag,
-                                  IOMMUTLBEntry *entry)
-{
-    VirtIOIOMMUTable *t = ep->domain->table;
-    uint64_t mask = MAKE_64BIT_MASK(0, t->cfg.granule_shift);
-    uint32_t fault_flags = VIRTIO_IOMMU_FAULT_F_ADDRESS;
-    bool found, cached = false;
-    VirtIOIOMMUWalk walk;
-    CachedEntry *e;
-
-    found = virtio_iommu_walk_in_range(&t->cfg, addr);
-    if (found) {
-        e = cache_find_smallest(t, LEAVES, addr);
-        if (e) {
-            cached = true;
-            walk = e->walk;
-            trace_virtio_iommu_table_hit(ep->domain->id, addr, walk.base,
-                                         walk.shift, walk.perm);
-        } else {
-            found = table_walk_cached(t, addr, &walk, &cached);
-            trace_virtio_iommu_table_walk(ep->domain->id, addr, found,
-                                          found ? walk.base : 0,
-                                          found ? walk.shift : 0,
-                                          found ? walk.perm : 0);
-        }
-        if (found && cached && s->stage1_check) {
-            check_walk(s, ep->domain, addr, &walk);
-        }
-    }
-
-    if (!found || (flag & ~walk.perm)) {
-        fault_flags |= flag & IOMMU_RO ? VIRTIO_IOMMU_FAULT_F_READ : 0;
-        fault_flags |= flag & IOMMU_WO ? VIRTIO_IOMMU_FAULT_F_WRITE : 0;
-        virtio_iommu_report_fault(s, VIRTIO_IOMMU_FAULT_R_MAPPING, fault_flags,
-                                  ep->id, addr);
-        return;
-    }
-
-    /*
-     * One page at a time: a reserved region, which is not translated, may
-     * begin within a large leaf.
-     */
-    entry->iova = addr & ~mask;
-    entry->translated_addr = walk.base +
-        (addr & MAKE_64BIT_MASK(0, walk.shift) & ~mask);
-    entry->addr_mask = mask;
-    entry->perm = walk.perm;
-}
 
 /*
  * Requests of the request queue
@@ -432,7 +189,8 @@ static int attach_table(VirtIOIOMMU *s,
     /* Whatever is wrong, the endpoint stays where it is */
     domain = find_domain(s, domain_id);
     if (domain && (!domain->table ||
-                   memcmp(&domain->table->cfg, &cfg, sizeof(cfg)))) {
+                   memcmp(virtio_iommu_table_config(domain->table), &cfg,
+                          sizeof(cfg)))) {
         return VIRTIO_IOMMU_S_INVAL;
     }
     if (domain && ep->domain == domain) {
@@ -445,7 +203,7 @@ static int attach_table(VirtIOIOMMU *s,
     }
     if (!domain) {
         domain = virtio_iommu_get_domain(s, domain_id, false);
-        domain->table = table_new(&cfg);
+        domain->table = virtio_iommu_table_new(&cfg);
     }
     QLIST_INSERT_HEAD(&domain->endpoint_list, ep, next);
     ep->domain = domain;
@@ -521,42 +279,6 @@ int virtio_iommu_stage1_detach(VirtIOIOMMU *s, struct iovec *iov,
  * Invalidation queues
  */
 
-/*
- * Other parts of QEMU may have asked for a translation and kept it, page by
- * page: all that came from a leaf in the range has to go.
- */
-static void notify_endpoints(VirtIOIOMMUDomain *domain, uint64_t start,
-                             uint64_t last)
-{
-    uint8_t shift = virtio_iommu_walk_max_shift(&domain->table->cfg);
-    VirtIOIOMMUEndpoint *ep;
-
-    start &= ~MAKE_64BIT_MASK(0, shift);
-    last |= MAKE_64BIT_MASK(0, shift);
-    QLIST_FOREACH(ep, &domain->endpoint_list, next) {
-        virtio_iommu_notify_unmap(ep->iommu_mr, start, last);
-    }
-}
-
-/*
- * The driver promises that no entry of a size below 1 << @leaf_shift has
- * changed, and with @leaf_only no table entry. It is taken at its word.
- */
-static void invalidate(VirtIOIOMMUDomain *domain, uint64_t start, uint64_t last,
-                       uint8_t leaf_shift, bool leaf_only)
-{
-    VirtIOIOMMUTable *t = domain->table;
-    uint8_t shift;
-
-    for (shift = MAX(leaf_shift, t->cfg.granule_shift); shift < 64; shift++) {
-        cache_drop_range(t, LEAVES, shift, start, last);
-        if (!leaf_only) {
-            cache_drop_range(t, TABLES, shift, start, last);
-        }
-    }
-    notify_endpoints(domain, start, last);
-}
-
 /* Check a descriptor in the order that is specified, and carry it out. */
 static uint8_t serve_desc(VirtIOIOMMU *s,
                           const struct virtio_iommu_inv_desc *desc)
@@ -566,6 +288,7 @@ static uint8_t serve_desc(VirtIOIOMMU *s,
     uint64_t last = le64_to_cpu(desc->last);
     uint32_t domain_id = le32_to_cpu(desc->domain);
     VirtIOIOMMUDomain *domain;
+    uint8_t granule_shift;
     uint64_t mask;
 
     if (desc->scope != VIRTIO_IOMMU_INV_S_DOMAIN &&
@@ -590,23 +313,23 @@ static uint8_t serve_desc(VirtIOIOMMU *s,
 
     if (desc->scope == VIRTIO_IOMMU_INV_S_DOMAIN) {
         trace_virtio_iommu_invalidate_domain(domain_id);
-        cache_drop_all(domain->table);
-        notify_endpoints(domain, 0, UINT64_MAX);
+        virtio_iommu_table_invalidate_all(domain);
         return VIRTIO_IOMMU_S_OK;
     }
 
+    granule_shift = virtio_iommu_table_config(domain->table)->granule_shift;
     if (desc->leaf_shift && (desc->leaf_shift > 63 ||
-        desc->leaf_shift < domain->table->cfg.granule_shift)) {
+                             desc->leaf_shift < granule_shift)) {
         return VIRTIO_IOMMU_S_INVAL;
     }
-    mask = MAKE_64BIT_MASK(0, domain->table->cfg.granule_shift);
+    mask = MAKE_64BIT_MASK(0, granule_shift);
     if (last < start || (start & mask) || ((last + 1) & mask)) {
         return VIRTIO_IOMMU_S_RANGE;
     }
     trace_virtio_iommu_invalidate_range(domain_id, start, last,
                                         desc->leaf_shift, flags);
-    invalidate(domain, start, last, desc->leaf_shift,
-               flags & VIRTIO_IOMMU_INV_F_LEAF);
+    virtio_iommu_table_invalidate(domain, start, last, desc->leaf_shift,
+                                  flags & VIRTIO_IOMMU_INV_F_LEAF);
     return VIRTIO_IOMMU_S_OK;
 }
 

@@ -1,0 +1,307 @@
+/*
+ * Stage-1 tables of virtio-iommu, as they are cached
+ *
+ * What has been read is cached without mercy: leaves and table entries stay
+ * until an invalidation that asks for them, or until the domain goes, so that a
+ * driver that forgets an invalidation, or asks for too little, sees the old
+ * entry. That an entry is not present is never cached.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitops.h"
+#include "standard-headers/linux/virtio_iommu_stage1.h"
+#include "trace.h"
+#include "virtio-iommu-table.h"
+
+/* Entries of a domain; if there are more, all are dropped */
+#define CACHE_ENTRIES_MAX       65536
+
+enum { LEAVES, TABLES, NR_KINDS };
+
+/*
+ * An entry that was read, by the number of its position among those of its
+ * size: @walk is where it leads to.
+ */
+typedef struct CachedEntry {
+    uint64_t number;
+    VirtIOIOMMUWalk walk;
+} CachedEntry;
+
+struct VirtIOIOMMUTable {
+    VirtIOIOMMUTableConfig cfg;
+    /* CachedEntry by number, for each log2 of the size that entries cover */
+    GHashTable *cache[NR_KINDS][64];
+    unsigned int nr_cached;
+};
+
+/*
+ * Cache
+ */
+
+static CachedEntry *cache_find(VirtIOIOMMUTable *t, int kind, uint8_t shift,
+                               uint64_t addr)
+{
+    uint64_t number = addr >> shift;
+
+    if (!t->cache[kind][shift]) {
+        return NULL;
+    }
+    return g_hash_table_lookup(t->cache[kind][shift], &number);
+}
+
+/*
+ * The entry of the smallest size: of tables, the one that the walk read last.
+ * Leaves of two sizes cover an address when one was read after the other had
+ * changed, and this is not invalidated yet.
+ */
+static CachedEntry *cache_find_smallest(VirtIOIOMMUTable *t, int kind,
+                                        uint64_t addr)
+{
+    CachedEntry *e = NULL;
+    uint8_t shift;
+
+    for (shift = t->cfg.granule_shift; shift < 64 && !e; shift++) {
+        e = cache_find(t, kind, shift, addr);
+    }
+    return e;
+}
+
+static void cache_drop_all(VirtIOIOMMUTable *t)
+{
+    int kind, shift;
+
+    for (kind = 0; kind < NR_KINDS; kind++) {
+        for (shift = 0; shift < 64; shift++) {
+            g_clear_pointer(&t->cache[kind][shift], g_hash_table_destroy);
+        }
+    }
+    t->nr_cached = 0;
+}
+
+static void cache_add(VirtIOIOMMUTable *t, int kind, uint8_t shift,
+                      uint64_t addr, const VirtIOIOMMUWalk *walk)
+{
+    CachedEntry *e;
+
+    if (t->nr_cached >= CACHE_ENTRIES_MAX) {
+        cache_drop_all(t);
+    }
+    if (!t->cache[kind][shift]) {
+        t->cache[kind][shift] = g_hash_table_new_full(g_int64_hash,
+                                                      g_int64_equal,
+                                                      NULL, g_free);
+    }
+    e = g_new(CachedEntry, 1);
+    e->number = addr >> shift;
+    e->walk = *walk;
+    if (g_hash_table_replace(t->cache[kind][shift], &e->number, e)) {
+        t->nr_cached++;
+    }
+}
+
+/* Drop the entries of one size that cover an address of the range. */
+static void cache_drop_range(VirtIOIOMMUTable *t, int kind, uint8_t shift,
+                             uint64_t start, uint64_t last)
+{
+    GHashTable *cache = t->cache[kind][shift];
+    uint64_t first_number = start >> shift, last_number = last >> shift;
+    uint64_t i;
+
+    if (!cache) {
+        return;
+    }
+    if (last_number - first_number < g_hash_table_size(cache)) {
+        for (i = first_number; i <= last_number; i++) {
+            t->nr_cached -= g_hash_table_remove(cache, &i);
+        }
+    } else {
+        GHashTableIter iter;
+        CachedEntry *e;
+
+        g_hash_table_iter_init(&iter, cache);
+        while (g_hash_table_iter_next(&iter, NULL, (void **)&e)) {
+            if (e->number >= first_number && e->number <= last_number) {
+                g_hash_table_iter_remove(&iter);
+                t->nr_cached--;
+            }
+        }
+    }
+}
+
+/*
+ * Tables
+ */
+
+VirtIOIOMMUTable *virtio_iommu_table_new(const VirtIOIOMMUTableConfig *cfg)
+{
+    VirtIOIOMMUTable *t = g_new0(VirtIOIOMMUTable, 1);
+
+    t->cfg = *cfg;
+    return t;
+}
+
+const VirtIOIOMMUTableConfig *virtio_iommu_table_config(VirtIOIOMMUTable *t)
+{
+    return &t->cfg;
+}
+
+void virtio_iommu_table_free(VirtIOIOMMUTable *t)
+{
+    if (t) {
+        cache_drop_all(t);
+        g_free(t);
+    }
+}
+
+/* Walk without a look at what is cached. */
+static bool table_walk(VirtIOIOMMUTable *t, uint64_t addr,
+                       VirtIOIOMMUWalk *walk)
+{
+    virtio_iommu_walk_start(&t->cfg, walk);
+    while (!walk->leaf) {
+        if (!virtio_iommu_walk_step(&t->cfg, addr, walk)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Walk from the last table that is cached, and cache what is read. */
+static bool table_walk_cached(VirtIOIOMMUTable *t, uint64_t addr,
+                              VirtIOIOMMUWalk *walk, bool *used_cache)
+{
+    CachedEntry *e = cache_find_smallest(t, TABLES, addr);
+    uint8_t shift;
+
+    *used_cache = e;
+    if (e) {
+        *walk = e->walk;
+    } else {
+        virtio_iommu_walk_start(&t->cfg, walk);
+    }
+    while (!walk->leaf) {
+        shift = walk->shift;
+        if (!virtio_iommu_walk_step(&t->cfg, addr, walk)) {
+            return false;
+        }
+        cache_add(t, walk->leaf ? LEAVES : TABLES, shift, addr, walk);
+    }
+    return true;
+}
+
+/* Report what is used although the table does not say so any more. */
+static void check_walk(VirtIOIOMMU *s, VirtIOIOMMUDomain *domain, uint64_t addr,
+                       const VirtIOIOMMUWalk *walk)
+{
+    VirtIOIOMMUWalk now = {};
+
+    if (!table_walk(domain->table, addr, &now)) {
+        now = (VirtIOIOMMUWalk){};
+    }
+    if (now.leaf && now.base == walk->base && now.shift == walk->shift &&
+        now.perm == walk->perm) {
+        return;
+    }
+    s->stage1_stale++;
+    trace_virtio_iommu_table_stale(domain->id, addr, walk->base, walk->shift,
+                                   walk->perm, now.base, now.shift, now.perm);
+}
+
+void virtio_iommu_table_translate(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep,
+                                  uint64_t addr, IOMMUAccessFlags flag,
+                                  IOMMUTLBEntry *entry)
+{
+    VirtIOIOMMUTable *t = ep->domain->table;
+    uint64_t mask = MAKE_64BIT_MASK(0, t->cfg.granule_shift);
+    uint32_t fault_flags = VIRTIO_IOMMU_FAULT_F_ADDRESS;
+    bool found, cached = false;
+    VirtIOIOMMUWalk walk;
+    CachedEntry *e;
+
+    found = virtio_iommu_walk_in_range(&t->cfg, addr);
+    if (found) {
+        e = cache_find_smallest(t, LEAVES, addr);
+        if (e) {
+            cached = true;
+            walk = e->walk;
+            trace_virtio_iommu_table_hit(ep->domain->id, addr, walk.base,
+                                         walk.shift, walk.perm);
+        } else {
+            found = table_walk_cached(t, addr, &walk, &cached);
+            trace_virtio_iommu_table_walk(ep->domain->id, addr, found,
+                                          found ? walk.base : 0,
+                                          found ? walk.shift : 0,
+                                          found ? walk.perm : 0);
+        }
+        if (found && cached && s->stage1_check) {
+            check_walk(s, ep->domain, addr, &walk);
+        }
+    }
+
+    if (!found || (flag & ~walk.perm)) {
+        fault_flags |= flag & IOMMU_RO ? VIRTIO_IOMMU_FAULT_F_READ : 0;
+        fault_flags |= flag & IOMMU_WO ? VIRTIO_IOMMU_FAULT_F_WRITE : 0;
+        virtio_iommu_report_fault(s, VIRTIO_IOMMU_FAULT_R_MAPPING, fault_flags,
+                                  ep->id, addr);
+        return;
+    }
+
+    /*
+     * One page at a time: a reserved region, which is not translated, may
+     * begin within a large leaf.
+     */
+    entry->iova = addr & ~mask;
+    entry->translated_addr = walk.base +
+        (addr & MAKE_64BIT_MASK(0, walk.shift) & ~mask);
+    entry->addr_mask = mask;
+    entry->perm = walk.perm;
+}
+
+/*
+ * Invalidation
+ */
+
+/*
+ * Other parts of QEMU may have asked for a translation and kept it, page by
+ * page: all that came from a leaf in the range has to go.
+ */
+static void notify_endpoints(VirtIOIOMMUDomain *domain, uint64_t start,
+                             uint64_t last)
+{
+    uint8_t shift = virtio_iommu_walk_max_shift(&domain->table->cfg);
+    VirtIOIOMMUEndpoint *ep;
+
+    start &= ~MAKE_64BIT_MASK(0, shift);
+    last |= MAKE_64BIT_MASK(0, shift);
+    QLIST_FOREACH(ep, &domain->endpoint_list, next) {
+        virtio_iommu_notify_unmap(ep->iommu_mr, start, last);
+    }
+}
+
+void virtio_iommu_table_invalidate_all(VirtIOIOMMUDomain *domain)
+{
+    cache_drop_all(domain->table);
+    notify_endpoints(domain, 0, UINT64_MAX);
+}
+
+/*
+ * The driver promises that no entry of a size below 1 << @leaf_shift has
+ * changed, and with @leaf_only no table entry. It is taken at its word.
+ */
+void virtio_iommu_table_invalidate(VirtIOIOMMUDomain *domain, uint64_t start,
+                                   uint64_t last, uint8_t leaf_shift,
+                                   bool leaf_only)
+{
+    VirtIOIOMMUTable *t = domain->table;
+    uint8_t shift;
+
+    for (shift = MAX(leaf_shift, t->cfg.granule_shift); shift < 64; shift++) {
+        cache_drop_range(t, LEAVES, shift, start, last);
+        if (!leaf_only) {
+            cache_drop_range(t, TABLES, shift, start, last);
+        }
+    }
+    notify_endpoints(domain, start, last);
+}
