@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bitops.h"
 #include "libqtest.h"
+#include "edu-dma.h"
 #include "libqos/pci.h"
 #include "libqos/generic-pcihost.h"
 #include "qobject/qdict.h"
@@ -166,7 +167,7 @@ static const int granules[] = { 12, 14, 16 };
 typedef struct {
     QTestState *qts;
     QGenericPCIBus bus;
-    uint64_t mmio[NR_DEVS];     /* of edu */
+    EduDMA edu[NR_DEVS];
     uint32_t sid[NR_DEVS];
     int g1;                     /* Granule of stage 1, log2 */
     int g2;                     /* Same for stage 2 */
@@ -445,27 +446,18 @@ static void set_ste(Nested *n, int dev, unsigned type, uint16_t vmid,
 
 /* DMA */
 
-/* 4 bytes, because for more there would be more than one event */
-static void edu_dma(Nested *n, int dev, uint64_t src, uint64_t dst,
-                    uint64_t command)
-{
-    set(n, n->mmio[dev] + 0x80, src);
-    set(n, n->mmio[dev] + 0x88, dst);
-    set(n, n->mmio[dev] + 0x90, 4);
-    set(n, n->mmio[dev] + 0x98, command);
-    qtest_clock_step(n->qts, 101 * 1000 * 1000);
-    g_assert_cmphex(get(n, n->mmio[dev] + 0x98) & 1, ==, 0);
-}
-
-/* Memory to buffer, buffer to memory */
+/*
+ * Memory to buffer, buffer to memory. 4 bytes, because for more there would be
+ * more than one event.
+ */
 static void edu_get(Nested *n, int dev, uint64_t iova)
 {
-    edu_dma(n, dev, iova, 0x40000, 1);
+    edu_dma_read(&n->edu[dev], iova, 4);
 }
 
 static void edu_put(Nested *n, int dev, uint64_t iova)
 {
-    edu_dma(n, dev, 0x40000, iova, 3);
+    edu_dma_write(&n->edu[dev], iova, 4);
 }
 
 static void assert_no_event(Nested *n)
@@ -562,13 +554,9 @@ static void find_devs(Nested *n)
     qpci_init_generic(&n->bus, n->qts, NULL, false);
     for (i = 0; i < NR_DEVS; i++) {
         int devfn = QPCI_DEVFN(FIRST_SLOT + i, 0);
-        QPCIDevice *dev = qpci_device_find(&n->bus.bus, devfn);
 
-        g_assert(dev);
-        qpci_device_enable(dev);
-        n->mmio[i] = qpci_iomap(dev, 0, NULL).addr;
+        edu_dma_init(&n->edu[i], n->qts, &n->bus.bus, devfn);
         n->sid[i] = devfn;
-        g_free(dev);
     }
 }
 
@@ -581,8 +569,6 @@ static Nested *nested_qemu(const char *opts, const char *devices)
                          " %s", opts, devices);
     return n;
 }
-
-#define EDU "-device edu,dma_mask=0xffffffffffffffff,"
 
 static void nested_setup(Nested *n, int g1, int g2)
 {
@@ -613,7 +599,7 @@ static void nested_setup(Nested *n, int g1, int g2)
 
 static Nested *nested_start_full(const char *opts, int g1, int g2)
 {
-    Nested *n = nested_qemu(opts, EDU "addr=4 " EDU "addr=5");
+    Nested *n = nested_qemu(opts, EDU_DEVICE ",addr=4 " EDU_DEVICE ",addr=5");
 
     find_devs(n);
     nested_setup(n, g1, g2);
@@ -1547,7 +1533,8 @@ static void test_bus_numbers(void)
     Nested *n = nested_qemu("stage=nested",
                             "-device pcie-root-port,id=a,chassis=1,addr=4 "
                             "-device pcie-root-port,id=b,chassis=2,addr=5 "
-                            EDU "bus=a,addr=0 " EDU "bus=b,addr=0");
+                            EDU_DEVICE ",bus=a,addr=0 "
+                            EDU_DEVICE ",bus=b,addr=0");
     uint64_t root;
     int i;
 
@@ -1555,13 +1542,13 @@ static void test_bus_numbers(void)
         unsigned port = QPCI_DEVFN(FIRST_SLOT + i, 0);
 
         set_bus(n, i, i + 1);
-        n->mmio[i] = 0x20000000 + i * 0x100000;
+        n->edu[i] = (EduDMA){ n->qts, 0x20000000 + i * 0x100000 };
         qtest_writel(n->qts, config(0, port, PCI_MEMORY_BASE),
-                     (n->mmio[i] >> 16) * 0x10001);
+                     (n->edu[i].mmio >> 16) * 0x10001);
         qtest_writew(n->qts, config(0, port, PCI_COMMAND),
                      PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
         qtest_writel(n->qts, config(i + 1, 0, PCI_BASE_ADDRESS_0),
-                     n->mmio[i]);
+                     n->edu[i].mmio);
         qtest_writew(n->qts, config(i + 1, 0, PCI_COMMAND),
                      PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     }

@@ -9,6 +9,7 @@
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
+#include "edu-dma.h"
 #include "libqos/pci.h"
 #include "libqos/pci-pc.h"
 #include "qobject/qdict.h"
@@ -80,8 +81,7 @@ enum {
 typedef struct {
     QTestState *qts;
     QPCIBus *bus;
-    QPCIDevice *dev[NR_DEVS];
-    QPCIBar bar[NR_DEVS];
+    EduDMA edu[NR_DEVS];
     uint64_t next_ss;           /* Next free page for a second-stage table */
     uint64_t next_fs;           /* Same for first stage, system address */
     uint64_t ss_root;
@@ -306,26 +306,15 @@ static void set_nested(Nested *n, int dev, uint16_t did)
 
 /* DMA */
 
-static void edu_dma(Nested *n, int dev, uint64_t src, uint64_t dst,
-                    uint64_t cmd)
-{
-    qpci_io_writeq(n->dev[dev], n->bar[dev], 0x80, src);
-    qpci_io_writeq(n->dev[dev], n->bar[dev], 0x88, dst);
-    qpci_io_writeq(n->dev[dev], n->bar[dev], 0x90, 8);
-    qpci_io_writeq(n->dev[dev], n->bar[dev], 0x98, cmd);
-    qtest_clock_step(n->qts, 101 * 1000 * 1000);
-    g_assert_cmphex(qpci_io_readq(n->dev[dev], n->bar[dev], 0x98) & 1, ==, 0);
-}
-
 /* Memory to buffer, buffer to memory */
 static void edu_get(Nested *n, int dev, uint64_t iova)
 {
-    edu_dma(n, dev, iova, 0x40000, 1);
+    edu_dma_read(&n->edu[dev], iova, 8);
 }
 
 static void edu_put(Nested *n, int dev, uint64_t iova)
 {
-    edu_dma(n, dev, 0x40000, iova, 3);
+    edu_dma_write(&n->edu[dev], iova, 8);
 }
 
 static unsigned take_fault(Nested *n, uint64_t *addr, bool *is_write)
@@ -408,21 +397,8 @@ static void enable_devs(Nested *n)
     int i;
 
     for (i = 0; i < NR_DEVS; i++) {
-        if (!n->dev[i]) {
-            n->dev[i] = qpci_device_find(n->bus, PCI_DEVFN(FIRST_SLOT + i, 0));
-            g_assert(n->dev[i]);
-        }
-        qpci_device_enable(n->dev[i]);
-        n->bar[i] = qpci_iomap(n->dev[i], 0, NULL);
-    }
-}
-
-static void free_devs(Nested *n)
-{
-    int i;
-
-    for (i = 0; i < NR_DEVS; i++) {
-        g_clear_pointer(&n->dev[i], g_free);
+        edu_dma_init(&n->edu[i], n->qts, n->bus,
+                     PCI_DEVFN(FIRST_SLOT + i, 0));
     }
 }
 
@@ -430,8 +406,7 @@ static void qemu_start(Nested *n, const char *opts, const char *more)
 {
     n->qts = qtest_initf("-M q35 -m 64M -nodefaults "
                          "-device intel-iommu,x-scalable-mode=on,%s "
-                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff "
-                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff %s",
+                         EDU_DEVICE ",addr=%d " EDU_DEVICE ",addr=%d %s",
                          opts, FIRST_SLOT, FIRST_SLOT + 1, more);
     n->bus = qpci_new_pc(n->qts, NULL);
 }
@@ -480,7 +455,6 @@ static Nested *nested_start(void)
 
 static void nested_stop(Nested *n)
 {
-    free_devs(n);
     qpci_free_pc(n->bus);
     qtest_quit(n->qts);
     g_free(n);
@@ -1331,7 +1305,6 @@ static void test_migrate(void)
     qtest_qmp_assert_success(n->qts, "{ 'execute': 'migrate',"
                              "  'arguments': { 'uri': %s } }", uri);
     wait_for_status(n, "query-migrate", "completed");
-    free_devs(n);
     qpci_free_pc(n->bus);
     qtest_quit(n->qts);
 

@@ -12,6 +12,7 @@
 #include "qemu/bswap.h"
 #include "qemu/units.h"
 #include "libqtest.h"
+#include "edu-dma.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci.h"
 #include "libqos/pci-pc.h"
@@ -101,8 +102,7 @@ typedef struct Stage1 {
     QVirtQueue *reqq;
     QVirtQueue *eventq;
     QVirtQueue *invalq[NR_INVALQS];
-    QPCIDevice *edu[NR_DEVS];
-    QPCIBar bar[NR_DEVS];
+    EduDMA edu[NR_DEVS];
     uint64_t next_table;
     Table table;                /* Of DOMAIN, with IOVA_IO in it */
 } Stage1;
@@ -176,8 +176,7 @@ static void enable_devs(Stage1 *s)
 
     qvirtio_pci_device_enable(s->pci);
     for (i = 0; i < NR_DEVS; i++) {
-        qpci_device_enable(s->edu[i]);
-        s->bar[i] = qpci_iomap(s->edu[i], 0, NULL);
+        edu_dma_init(&s->edu[i], s->qts, s->bus, EP(i));
     }
 }
 
@@ -185,23 +184,17 @@ static Stage1 *start_opts(const char *opts, bool stage1)
 {
     QPCIAddress addr = { .devfn = QPCI_DEVFN(3, 0) };
     Stage1 *s = g_new0(Stage1, 1);
-    int i;
 
     s->qts = qtest_initf("-M q35 -m 2G -nodefaults "
                          "-device virtio-iommu-pci,id=iommu,addr=3,"
                          "boot-bypass=off%s "
-                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff "
-                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff",
+                         EDU_DEVICE ",addr=%d " EDU_DEVICE ",addr=%d",
                          opts, FIRST_SLOT, FIRST_SLOT + 1);
     s->bus = qpci_new_pc(s->qts, NULL);
     pc_alloc_init(&s->alloc, s->qts, ALLOC_NO_FLAGS);
     s->pci = virtio_pci_new(s->bus, &addr);
     g_assert(s->pci);
     s->dev = &s->pci->vdev;
-    for (i = 0; i < NR_DEVS; i++) {
-        s->edu[i] = qpci_device_find(s->bus, EP(i));
-        g_assert(s->edu[i]);
-    }
     enable_devs(s);
     s->next_table = TABLES;
     driver_start(s, stage1);
@@ -210,12 +203,7 @@ static Stage1 *start_opts(const char *opts, bool stage1)
 
 static void stop(Stage1 *s)
 {
-    int i;
-
     driver_free(s);
-    for (i = 0; i < NR_DEVS; i++) {
-        g_free(s->edu[i]);
-    }
     g_free(s->pci->pdev);
     g_free(s->pci);
     alloc_destroy(&s->alloc);
@@ -597,26 +585,15 @@ static Stage1 *start(void)
 
 /* DMA */
 
-static void edu_dma(Stage1 *s, int dev, uint64_t src, uint64_t dst,
-                    uint64_t cmd)
-{
-    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x80, src);
-    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x88, dst);
-    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x90, 8);
-    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x98, cmd);
-    qtest_clock_step(s->qts, 101 * 1000 * 1000);
-    g_assert_cmphex(qpci_io_readq(s->edu[dev], s->bar[dev], 0x98) & 1, ==, 0);
-}
-
 /* Memory to buffer, buffer to memory */
 static void edu_get(Stage1 *s, int dev, uint64_t iova)
 {
-    edu_dma(s, dev, iova, 0x40000, 1);
+    edu_dma_read(&s->edu[dev], iova, 8);
 }
 
 static void edu_put(Stage1 *s, int dev, uint64_t iova)
 {
-    edu_dma(s, dev, 0x40000, iova, 3);
+    edu_dma_write(&s->edu[dev], iova, 8);
 }
 
 static bool take_fault(Stage1 *s, struct virtio_iommu_fault *fault)
