@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bitops.h"
 #include "qemu/bswap.h"
+#include "qemu/cutils.h"
 #include "qemu/units.h"
 #include "libqtest.h"
 #include "edu-dma.h"
@@ -20,6 +21,7 @@
 #include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
 #include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_pci.h"
 #include "standard-headers/linux/virtio_iommu_stage1.h"
 
 /* System memory. The rings are below. */
@@ -93,6 +95,12 @@ typedef struct Table {
     uint64_t root;
 } Table;
 
+/* Where the driver is in a packed ring */
+typedef struct PackedRing {
+    uint16_t next;
+    bool wrap;
+} PackedRing;
+
 typedef struct Stage1 {
     QTestState *qts;
     QPCIBus *bus;
@@ -102,6 +110,11 @@ typedef struct Stage1 {
     QVirtQueue *reqq;
     QVirtQueue *eventq;
     QVirtQueue *invalq[NR_INVALQS];
+    /* What the next driver does; see driver_start() */
+    uint64_t features_off;
+    unsigned invalqs;           /* Mask of those that it enables */
+    int nr_events;              /* Buffers in the event queue */
+    PackedRing ring[VIRTIO_IOMMU_VQ_INVAL_FIRST + NR_INVALQS];
     EduDMA edu[NR_DEVS];
     uint64_t next_table;
     Table table;                /* Of DOMAIN, with IOVA_IO in it */
@@ -125,30 +138,43 @@ static void set(Stage1 *s, uint64_t addr, uint64_t val)
 
 /* Start and stop */
 
-static void driver_start(Stage1 *s, bool stage1)
+static void driver_negotiate(Stage1 *s, bool stage1)
 {
     uint64_t features;
-    int i;
 
     qvirtio_start_device(s->dev);
     features = qvirtio_get_features(s->dev);
-    features &= ~(QVIRTIO_F_BAD_FEATURE | BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) |
-                  BIT_ULL(VIRTIO_RING_F_EVENT_IDX));
+    features &= ~(QVIRTIO_F_BAD_FEATURE | s->features_off);
     if (!stage1) {
         features &= ~BIT_ULL(VIRTIO_IOMMU_F_STAGE1);
     }
     qvirtio_set_features(s->dev, features);
-    s->reqq = qvirtqueue_setup(s->dev, &s->alloc, 0);
-    s->eventq = qvirtqueue_setup(s->dev, &s->alloc, 1);
-    if (features & BIT_ULL(VIRTIO_IOMMU_F_STAGE1)) {
-        for (i = 0; i < NR_INVALQS; i++) {
-            s->invalq[i] = qvirtqueue_setup(s->dev, &s->alloc,
-                                            VIRTIO_IOMMU_VQ_INVAL_FIRST + i);
-        }
-    }
-    qvirtio_set_driver_ok(s->dev);
+}
 
-    for (i = 0; i < NR_EVENTS; i++) {
+static bool is_packed(Stage1 *s)
+{
+    return s->dev->features & BIT_ULL(VIRTIO_F_RING_PACKED);
+}
+
+static QVirtQueue *enable_queue(Stage1 *s, int index)
+{
+    QVirtQueue *vq = qvirtqueue_setup(s->dev, &s->alloc, index);
+
+    if (is_packed(s)) {
+        /* Event structures are where a split queue has its rings */
+        qtest_memset(s->qts, vq->desc, 0, vq->size * 16);
+        qtest_memset(s->qts, vq->avail, 0, 4);
+        qtest_memset(s->qts, vq->used, 0, 4);
+        s->ring[index] = (PackedRing){ .wrap = true };
+    }
+    return vq;
+}
+
+static void add_event_buffers(Stage1 *s, int nr)
+{
+    int i;
+
+    for (i = 0; i < nr; i++) {
         qvirtqueue_kick(s->qts, s->dev, s->eventq,
                         qvirtqueue_add(s->qts, s->eventq, EVENTS + i * 64,
                                        sizeof(struct virtio_iommu_fault), true,
@@ -156,17 +182,40 @@ static void driver_start(Stage1 *s, bool stage1)
     }
 }
 
+static void driver_start(Stage1 *s, bool stage1)
+{
+    int i;
+
+    driver_negotiate(s, stage1);
+    s->reqq = enable_queue(s, 0);
+    s->eventq = enable_queue(s, 1);
+    if (s->dev->features & BIT_ULL(VIRTIO_IOMMU_F_STAGE1)) {
+        for (i = 0; i < NR_INVALQS; i++) {
+            if (s->invalqs & BIT(i)) {
+                s->invalq[i] = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST + i);
+            }
+        }
+    }
+    qvirtio_set_driver_ok(s->dev);
+    add_event_buffers(s, s->nr_events);
+}
+
+static void free_queue(Stage1 *s, QVirtQueue **vq)
+{
+    if (*vq) {
+        qvirtqueue_cleanup(s->dev->bus, *vq, &s->alloc);
+        *vq = NULL;
+    }
+}
+
 static void driver_free(Stage1 *s)
 {
     int i;
 
-    qvirtqueue_cleanup(s->dev->bus, s->reqq, &s->alloc);
-    qvirtqueue_cleanup(s->dev->bus, s->eventq, &s->alloc);
+    free_queue(s, &s->reqq);
+    free_queue(s, &s->eventq);
     for (i = 0; i < NR_INVALQS; i++) {
-        if (s->invalq[i]) {
-            qvirtqueue_cleanup(s->dev->bus, s->invalq[i], &s->alloc);
-            s->invalq[i] = NULL;
-        }
+        free_queue(s, &s->invalq[i]);
     }
 }
 
@@ -180,7 +229,7 @@ static void enable_devs(Stage1 *s)
     }
 }
 
-static Stage1 *start_opts(const char *opts, bool stage1)
+static Stage1 *start_qemu(const char *opts)
 {
     QPCIAddress addr = { .devfn = QPCI_DEVFN(3, 0) };
     Stage1 *s = g_new0(Stage1, 1);
@@ -197,6 +246,17 @@ static Stage1 *start_opts(const char *opts, bool stage1)
     s->dev = &s->pci->vdev;
     enable_devs(s);
     s->next_table = TABLES;
+    s->features_off = BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) |
+                      BIT_ULL(VIRTIO_RING_F_EVENT_IDX);
+    s->invalqs = BIT(NR_INVALQS) - 1;
+    s->nr_events = NR_EVENTS;
+    return s;
+}
+
+static Stage1 *start_opts(const char *opts, bool stage1)
+{
+    Stage1 *s = start_qemu(opts);
+
     driver_start(s, stage1);
     return s;
 }
@@ -253,11 +313,57 @@ static bool done(Stage1 *s, QVirtQueue *vq, uint32_t *len)
     return true;
 }
 
+#define PACKED_AVAIL(wrap)      ((wrap) ? BIT(7) : BIT(15))
+#define PACKED_USED(wrap)       ((wrap) ? BIT(7) | BIT(15) : 0)
+
+static uint32_t transfer_packed(Stage1 *s, QVirtQueue *vq, const Piece *p,
+                                int nr)
+{
+    gint64 start = g_get_monotonic_time();
+    PackedRing *ring = &s->ring[vq->index];
+    uint64_t first = vq->desc + ring->next * 16;
+    bool wrap = ring->wrap;
+    uint16_t head_flags = 0, flags;
+    int i;
+
+    for (i = 0; i < nr; i++) {
+        uint64_t desc = vq->desc + ring->next * 16;
+
+        flags = PACKED_AVAIL(ring->wrap);
+        flags |= p[i].write ? VRING_DESC_F_WRITE : 0;
+        flags |= i < nr - 1 ? VRING_DESC_F_NEXT : 0;
+        qtest_writeq(s->qts, desc, p[i].addr);
+        qtest_writel(s->qts, desc + 8, p[i].len);
+        qtest_writew(s->qts, desc + 12, 0x55);          /* Buffer ID */
+        if (i) {
+            qtest_writew(s->qts, desc + 14, flags);
+        } else {
+            head_flags = flags;
+        }
+        ring->next++;
+        if (ring->next == vq->size) {
+            ring->next = 0;
+            ring->wrap = !ring->wrap;
+        }
+    }
+    qtest_writew(s->qts, first + 14, head_flags);
+    s->dev->bus->virtqueue_kick(s->dev, vq);
+    do {
+        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
+        flags = qtest_readw(s->qts, first + 14);
+    } while ((flags & (BIT(7) | BIT(15))) != PACKED_USED(wrap));
+    g_assert_cmphex(qtest_readw(s->qts, first + 12), ==, 0x55);
+    return qtest_readl(s->qts, first + 8);
+}
+
 static uint32_t transfer(Stage1 *s, QVirtQueue *vq, const Piece *p, int nr)
 {
     gint64 start = g_get_monotonic_time();
     uint32_t len;
 
+    if (is_packed(s)) {
+        return transfer_packed(s, vq, p, nr);
+    }
     send_pieces(s, vq, p, nr);
     while (!done(s, vq, &len)) {
         g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
@@ -563,11 +669,9 @@ static void label(Stage1 *s, uint64_t addr)
     set(s, addr, addr);
 }
 
-/* With device 0 in DOMAIN, and IOVA mapped to PAGE_A */
-static Stage1 *start_format(const Format *f, const char *opts)
+/* Device 0 in DOMAIN, and IOVA mapped to PAGE_A */
+static void setup(Stage1 *s, const Format *f)
 {
-    Stage1 *s = start_opts(opts, true);
-
     label(s, PAGE_A);
     label(s, PAGE_B);
     label(s, PAGE_C);
@@ -575,12 +679,21 @@ static Stage1 *start_format(const Format *f, const char *opts)
     map_page(s, &s->table, IOVA, PAGE_A);
     g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
                      VIRTIO_IOMMU_S_OK);
+}
+
+static Stage1 *start_format(const Format *f, const char *opts)
+{
+    Stage1 *s = start_opts(opts, true);
+
+    setup(s, f);
     return s;
 }
 
+#define STAGE1_ON       ",stage1=on,num-invalqs=2"
+
 static Stage1 *start(void)
 {
-    return start_format(X86, ",stage1=on,num-invalqs=2");
+    return start_format(X86, STAGE1_ON);
 }
 
 /* DMA */
@@ -684,6 +797,16 @@ static void dma_write(Stage1 *s, uint64_t iova, uint64_t val)
     assert_no_fault(s);
 }
 
+/* What device 0 reads and writes without any translation */
+static void assert_bypass(Stage1 *s)
+{
+    edu_get(s, 0, PAGE_A);
+    set(s, PAGE_IO, 0);
+    edu_put(s, 0, PAGE_IO);
+    assert_no_fault(s);
+    g_assert_cmphex(get(s, PAGE_IO), ==, PAGE_A);
+}
+
 /* By what comes of an access that no table translates */
 static void assert_attached(Stage1 *s, int dev, bool attached)
 {
@@ -702,26 +825,47 @@ static void assert_attached(Stage1 *s, int dev, bool attached)
 
 /* Tests: the device */
 
-/* INV-D-1 to INV-D-4 */
+static void check_config(Stage1 *s, int num_invalqs)
+{
+    g_assert_cmpuint(qvirtio_config_readw(s->dev, 40), ==, num_invalqs);
+    g_assert_cmpuint(qvirtio_config_readw(s->dev, 42), ==, 256);
+    g_assert_cmpuint(qvirtio_config_readl(s->dev, 44), ==, 0);
+}
+
+/* FTR-D-1, FTR-D-3, FTR-D-4, INV-D-1, INV-D-3, INV-D-4, INV-D-5 */
 static void test_config(void)
 {
-    const char *opts[] = {
-        ",stage1=on,num-invalqs=2",
-        ",stage1=on,num-invalqs=64",
-    };
-    int i;
+    const char *opts[] = { STAGE1_ON, ",stage1=on,num-invalqs=64" };
+    int i, j;
 
     for (i = 0; i < ARRAY_SIZE(opts); i++) {
         Stage1 *s = start_opts(opts[i], true);
+        uint64_t features = qvirtio_get_features(s->dev);
+        int nr = i ? 64 : 2;
 
-        g_assert(s->dev->features & BIT_ULL(VIRTIO_IOMMU_F_STAGE1));
-        g_assert_cmpuint(qvirtio_config_readw(s->dev, 40), ==, i ? 64 : 2);
-        g_assert_cmpuint(qvirtio_config_readw(s->dev, 42), ==, 256);
-        g_assert_cmpuint(qvirtio_config_readl(s->dev, 44), ==, 0);
-        s->dev->bus->queue_select(s->dev, i ? 65 : 3);
+        g_assert(features & BIT_ULL(VIRTIO_IOMMU_F_STAGE1));
+        g_assert(features & BIT_ULL(VIRTIO_IOMMU_F_PROBE));
+        g_assert(features & BIT_ULL(VIRTIO_IOMMU_F_MAP_UNMAP));
+        g_assert(!(features & BIT_ULL(VIRTIO_IOMMU_F_PASID)));
+        g_assert(!(features & BIT_ULL(VIRTIO_IOMMU_F_PAGE_REQUEST)));
+        check_config(s, nr);
+        /* A driver that writes there changes nothing */
+        for (j = 40; j < 48; j++) {
+            qpci_io_writeb(s->pci->pdev, s->pci->bar,
+                           s->pci->device_cfg_offset + j, 0x5a);
+        }
+        check_config(s, nr);
+        s->dev->bus->queue_select(s->dev, nr + 1);
         g_assert_cmpuint(s->dev->bus->get_queue_size(s->dev), >, 0);
-        s->dev->bus->queue_select(s->dev, i ? 66 : 4);
+        s->dev->bus->queue_select(s->dev, nr + 2);
         g_assert_cmpuint(s->dev->bus->get_queue_size(s->dev), ==, 0);
+        setup(s, X86);
+        assert_reads(s, IOVA, PAGE_A);
+        check_config(s, nr);
+        driver_free(s);
+        qvirtio_reset(s->dev);
+        driver_start(s, true);
+        check_config(s, nr);
         stop(s);
     }
 }
@@ -775,16 +919,56 @@ static int count_formats(Stage1 *s, uint32_t ep,
     return nr;
 }
 
+/* What any device has to say, by what the formats can be */
+static void check_format(const struct virtio_iommu_probe_table_format *f)
+{
+    const uint64_t blocks[] = { 2 * MiB | 1 * GiB, 32 * MiB, 512 * MiB };
+    uint64_t mask = le64_to_cpu(f->page_size_mask), allowed = 0;
+    bool x86 = le16_to_cpu(f->format) == VIRTIO_IOMMU_TABLE_X86_64;
+    bool has_granule = false;
+    int i;
+
+    if (!x86) {
+        g_assert_cmphex(le16_to_cpu(f->format), ==,
+                        VIRTIO_IOMMU_TABLE_ARM64_S1);
+    }
+    for (i = 12; i <= (x86 ? 12 : 16); i += 2) {
+        if (mask & BIT_ULL(i)) {
+            has_granule = true;
+            allowed |= BIT_ULL(i) | blocks[(i - 12) / 2];
+        }
+    }
+    g_assert(has_granule);
+    g_assert_cmphex(mask & ~allowed, ==, 0);
+    g_assert_cmpuint(f->input_bits_min, <=, f->input_bits_max);
+    if (x86) {
+        g_assert(f->input_bits_min == 48 || f->input_bits_min == 57);
+        g_assert(f->input_bits_max == 48 || f->input_bits_max == 57);
+        g_assert(f->output_bits >= 32 && f->output_bits <= 52);
+    } else {
+        g_assert(f->input_bits_min >= 25 && f->input_bits_max <= 48);
+        g_assert(f->output_bits == 32 || f->output_bits == 36 ||
+                 f->output_bits == 40 || f->output_bits == 42 ||
+                 f->output_bits == 44 || f->output_bits == 48);
+    }
+    g_assert(!f->pasid_bits && !f->flags &&
+             buffer_is_zero(f->reserved, sizeof(f->reserved)));
+}
+
+/* PRB-D-2, PRB-D-3, PRB-D-5, PRB-D-6, PRB-D-7, PRB-D-8, PRB-D-9, PRB-D-10 */
 static void test_probe(void)
 {
     struct virtio_iommu_probe_table_format f[2];
-    Stage1 *s = start_opts(",stage1=on,num-invalqs=2", true);
-    uint8_t props[512];
-    size_t len;
+    Stage1 *s = start_opts(STAGE1_ON, true);
+    uint8_t props[512], again[512];
+    size_t len, len_again;
     int i;
 
     for (i = 0; i < NR_DEVS; i++) {
         g_assert_cmpint(count_formats(s, EP(i), f), ==, 2);
+        check_format(&f[0]);
+        check_format(&f[1]);
+        /* And what this device has */
         g_assert_cmphex(le16_to_cpu(f[0].format), ==,
                         VIRTIO_IOMMU_TABLE_X86_64);
         g_assert_cmpuint(f[0].input_bits_min, ==, 48);
@@ -800,17 +984,25 @@ static void test_probe(void)
         g_assert_cmphex(le64_to_cpu(f[1].page_size_mask), ==,
                         4 * KiB | 2 * MiB | 1 * GiB | 16 * KiB | 32 * MiB |
                         64 * KiB | 512 * MiB);
-        g_assert(!f[0].pasid_bits && !f[0].flags && !f[1].pasid_bits &&
-                 !f[1].flags);
     }
     g_assert_cmpuint(probe(s, NO_EP, props, &len), ==, VIRTIO_IOMMU_S_NOENT);
+
+    /* The same whatever the endpoint is attached to */
+    g_assert_cmpuint(probe(s, EP(0), props, &len), ==, VIRTIO_IOMMU_S_OK);
+    setup(s, X86);
+    g_assert_cmpuint(probe(s, EP(0), again, &len_again), ==, VIRTIO_IOMMU_S_OK);
+    g_assert_cmpmem(again, len_again, props, len);
+    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(0), 0), ==,
+                     VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(probe(s, EP(0), again, &len_again), ==, VIRTIO_IOMMU_S_OK);
+    g_assert_cmpmem(again, len_again, props, len);
     stop(s);
 }
 
-/* FTR-D-2: tables without PROBE are not to be had */
+/* FTR-D-2 */
 static void test_features(void)
 {
-    Stage1 *s = start_opts(",stage1=on,num-invalqs=2", true);
+    Stage1 *s = start_opts(STAGE1_ON, true);
     uint64_t features = BIT_ULL(VIRTIO_F_VERSION_1) |
                         BIT_ULL(VIRTIO_IOMMU_F_STAGE1);
     uint8_t status;
@@ -828,12 +1020,17 @@ static void test_features(void)
     stop(s);
 }
 
-/* Nothing is there that a driver did not ask for, or that is not offered */
+/*
+ * Nothing is there that a driver did not ask for, or that is not offered:
+ * FTR-D-5, PRB-D-1
+ */
 static void test_off(void)
 {
-    const char *opts[] = { "", ",stage1=on,num-invalqs=2" };
+    const char *opts[] = { "", STAGE1_ON };
     struct virtio_iommu_probe_table_format f[2];
-    int i;
+    g_autofree Inval *inv = inval_new(1);
+    uint32_t len;
+    int i, j;
 
     for (i = 0; i < ARRAY_SIZE(opts); i++) {
         Stage1 *s = start_opts(opts[i], false);
@@ -852,6 +1049,28 @@ static void test_off(void)
                          VIRTIO_IOMMU_S_UNSUPP);
         g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==,
                          VIRTIO_IOMMU_S_UNSUPP);
+        g_assert_cmpuint(status_of(s, inv, inval_len(1)), ==,
+                         VIRTIO_IOMMU_S_UNSUPP);
+        if (i) {
+            /* A driver that uses a queue all the same is not served */
+            for (j = 0; j < NR_INVALQS; j++) {
+                const Piece p[] = {
+                    { REQ, inval_len(1), false }, { ANSWER, 8, true },
+                };
+
+                s->invalq[j] = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST + j);
+                qtest_memwrite(s->qts, REQ, inv, inval_len(1));
+                send_pieces(s, s->invalq[j], p, 2);
+                g_assert(!done(s, s->invalq[j], &len));
+            }
+        }
+        g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, DOMAIN, EP(0),
+                                    0), ==, VIRTIO_IOMMU_S_OK);
+        g_assert_cmpuint(map(s, DOMAIN, IOVA, PAGE_A), ==, VIRTIO_IOMMU_S_OK);
+        g_assert_cmpuint(map(s, DOMAIN, IOVA_IO, PAGE_IO), ==,
+                         VIRTIO_IOMMU_S_OK);
+        label(s, PAGE_A);
+        assert_reads(s, IOVA, PAGE_A);
         stop(s);
     }
 }
@@ -893,20 +1112,21 @@ static void test_options(void)
 
 static void test_attach(void)
 {
-    Stage1 *s = start_opts(",stage1=on,num-invalqs=2", true);
+    Stage1 *s = start_opts(STAGE1_ON, true);
     Table x86 = new_table(s, X86), arm = new_table(s, ARM_4K);
     Table arm16 = new_table(s, &formats[4]), arm64 = new_table(s, &formats[6]);
     struct virtio_iommu_req_attach_table req;
     uint8_t *bytes = (uint8_t *)&req;
     int i;
 
-    /* @field = @val gets @status, and does not attach */
+    /* @field = @val gets @status, and does not attach. ATT-D-19, ATT-D-23 */
 #define BAD(table, field, val, expected) do {                           \
         req = attach_req(table, DOMAIN, EP(0));                         \
         req.field = val;                                                \
         g_assert_cmpuint(send_attach_table(s, &req), ==,                \
                          VIRTIO_IOMMU_S_##expected);                    \
-        assert_attached(s, 0, false);                       \
+        assert_attached(s, 0, false);                                   \
+        inval_one(s, range(DOMAIN, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);  \
     } while (0)
 
     /* ATT-D-2, ATT-D-9 */
@@ -962,7 +1182,7 @@ static void test_attach(void)
     BAD(&arm16, root, cpu_to_le64(arm16.root + 0x2000), RANGE);
     BAD(&arm64, root, cpu_to_le64(arm64.root + 0x8000), RANGE);
 
-    /* ATT-D-18: what comes first in the order of clauses */
+    /* What comes first in the order of clauses; see test_attach_order() */
     BAD(&x86, endpoint = cpu_to_le32(NO_EP); req.flags, 1, INVAL);
     BAD(&x86, endpoint = cpu_to_le32(NO_EP); req.format, 0, NOENT);
     BAD(&x86, granule_shift = 13; req.format, 0, UNSUPP);
@@ -987,12 +1207,12 @@ static void test_attach(void)
     req.arm64.orgn = 3;
     req.arm64.irgn = 3;
     g_assert_cmpuint(send_attach_table(s, &req), ==, VIRTIO_IOMMU_S_OK);
-    /* Again is fine, for another endpoint too */
+    /* ATT-D-25: again is fine, for another endpoint too */
     g_assert_cmpuint(send_attach_table(s, &req), ==, VIRTIO_IOMMU_S_OK);
     req.endpoint = cpu_to_le32(EP(1));
     g_assert_cmpuint(send_attach_table(s, &req), ==, VIRTIO_IOMMU_S_OK);
 
-    /* ATT-D-13: but only with the same table, whoever asks */
+    /* ATT-D-13, ATT-D-19: only with the same table, whoever asks */
 #define OTHER_TABLE(field, val) do {                                    \
         struct virtio_iommu_req_attach_table other = req;               \
         other.field = val;                                              \
@@ -1007,18 +1227,19 @@ static void test_attach(void)
     OTHER_TABLE(arm64.sh, 2);
 #undef OTHER_TABLE
 
-    /* Another domain may use the same table; the endpoint moves */
+    /* ATT-D-24: the endpoint moves */
     g_assert_cmpuint(attach_table(s, &x86, OTHER, EP(1)), ==,
                      VIRTIO_IOMMU_S_OK);
     g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_INVAL);
     g_assert_cmpuint(detach_table(s, OTHER, EP(1)), ==, VIRTIO_IOMMU_S_OK);
     g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
-    /* No endpoint, no domain: the number is free */
+    /* DOM-D-5, DOM-D-6: no endpoint, no domain, and the number is free */
     g_assert_cmpuint(attach_table(s, &x86, DOMAIN, EP(0)), ==,
                      VIRTIO_IOMMU_S_OK);
     stop(s);
 }
 
+/* DET-D-1, DET-D-2, DET-D-3, DET-D-4, DET-D-7 */
 static void test_detach(void)
 {
     Stage1 *s = start();
@@ -1044,7 +1265,7 @@ static void test_detach(void)
     g_assert_cmpuint(status_of(s, &bad, len), ==, VIRTIO_IOMMU_S_NOENT);
     bad.endpoint = cpu_to_le32(EP(1));
     g_assert_cmpuint(status_of(s, &bad, len), ==, VIRTIO_IOMMU_S_INVAL);
-    /* DET-D-6: the first that holds */
+    /* What comes first in the order of clauses; see test_detach_order() */
     bad.endpoint = cpu_to_le32(NO_EP);
     bad.domain = cpu_to_le32(OTHER);
     g_assert_cmpuint(status_of(s, &bad, len), ==, VIRTIO_IOMMU_S_NOENT);
@@ -1058,7 +1279,7 @@ static void test_detach(void)
     g_assert_cmpuint(status_of(s, &req, len), ==, VIRTIO_IOMMU_S_INVAL);
     assert_attached(s, 0, false);
 
-    /* Back with an empty cache */
+    /* ATT-D-27: back with an empty cache */
     map_page(s, &s->table, IOVA, PAGE_B);
     g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
                      VIRTIO_IOMMU_S_OK);
@@ -1066,7 +1287,10 @@ static void test_detach(void)
     stop(s);
 }
 
-/* Domains with a table and domains with mappings, beside each other */
+/*
+ * Domains with a table and domains with mappings, beside each other: DOM-D-1,
+ * DOM-D-2, DOM-D-3, DOM-D-4, DOM-D-7, ATT-D-12
+ */
 static void test_map_unmap(void)
 {
     Stage1 *s = start();
@@ -1120,12 +1344,411 @@ static void test_map_unmap(void)
     stop(s);
 }
 
+/*
+ * The order of checks. Whatever two faults a request has, the status is that of
+ * the one whose clause comes first.
+ */
+
+enum {
+    ATT_1, ATT_2, ATT_4, ATT_5, ATT_6, ATT_7, ATT_8, ATT_9, ATT_10, ATT_12,
+    ATT_13, NR_ATT
+};
+
+#define PLAIN           20      /* Domain without a table */
+#define TABLE           21      /* Domain with another one */
+
+static uint8_t attach_with(Stage1 *s, const Table *t, unsigned faults)
+{
+    struct virtio_iommu_req_attach_table req = attach_req(t, OTHER, EP(0));
+    size_t len = offsetof(typeof(req), tail);
+    bool x86 = is_x86(t->f);
+
+    if (faults & BIT(ATT_13)) {
+        req.domain = cpu_to_le32(TABLE);
+    }
+    if (faults & BIT(ATT_12)) {
+        req.domain = cpu_to_le32(PLAIN);
+    }
+    if (faults & BIT(ATT_10)) {
+        req.root |= cpu_to_le64(0x800);
+    }
+    if (faults & BIT(ATT_9)) {
+        req.bytes[31] = 1;
+    }
+    if (faults & BIT(ATT_8)) {
+        req.output_bits = 53;
+    }
+    if (faults & BIT(ATT_7)) {
+        req.input_bits = x86 ? 47 : 24;
+    }
+    if (faults & BIT(ATT_6)) {
+        req.granule_shift = 13;
+    }
+    if (faults & BIT(ATT_5)) {
+        req.format = cpu_to_le16(VIRTIO_IOMMU_TABLE_RISCV64_S1);
+    }
+    if (faults & BIT(ATT_4)) {
+        req.endpoint = cpu_to_le32(NO_EP);
+    }
+    if (faults & BIT(ATT_2)) {
+        req.flags = cpu_to_le32(1);
+    }
+    return status_of(s, &req, faults & BIT(ATT_1) ? len - 1 : len);
+}
+
+/* ATT-D-18, ATT-D-19: EP(0) stays in DOMAIN */
+static void test_attach_order(const void *opaque)
+{
+    const Format *f = opaque;
+    const uint8_t status[NR_ATT] = {
+        [ATT_1] = VIRTIO_IOMMU_S_INVAL,
+        [ATT_2] = VIRTIO_IOMMU_S_INVAL,
+        [ATT_4] = VIRTIO_IOMMU_S_NOENT,
+        [ATT_5] = VIRTIO_IOMMU_S_UNSUPP,
+        [ATT_6] = VIRTIO_IOMMU_S_RANGE,
+        [ATT_7] = VIRTIO_IOMMU_S_RANGE,
+        [ATT_8] = VIRTIO_IOMMU_S_RANGE,
+        [ATT_9] = VIRTIO_IOMMU_S_INVAL,
+        [ATT_10] = VIRTIO_IOMMU_S_RANGE,
+        [ATT_12] = VIRTIO_IOMMU_S_INVAL,
+        [ATT_13] = VIRTIO_IOMMU_S_INVAL,
+    };
+    Stage1 *s = start_format(f, STAGE1_ON);
+    Table other = new_table(s, f);
+    unsigned plain;
+    int i, j;
+
+    for (plain = 0; plain < 2; plain++) {
+        /* Of the two kinds of domains, as ATT_12 and ATT_13 want it */
+        if (plain) {
+            g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, PLAIN, EP(1),
+                                        0), ==, VIRTIO_IOMMU_S_OK);
+        } else {
+            g_assert_cmpuint(attach_table(s, &other, TABLE, EP(1)), ==,
+                             VIRTIO_IOMMU_S_OK);
+        }
+        for (i = 0; i < NR_ATT; i++) {
+            for (j = i; j < NR_ATT; j++) {
+                if (i == (plain ? ATT_13 : ATT_12) ||
+                    j == (plain ? ATT_13 : ATT_12)) {
+                    continue;
+                }
+                g_assert_cmpuint(attach_with(s, &s->table, BIT(i) | BIT(j)), ==,
+                                 status[i]);
+                assert_reads(s, IOVA, PAGE_A);
+                inval_one(s, range(OTHER, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);
+            }
+        }
+    }
+    g_assert_cmpuint(attach_with(s, &s->table, 0), ==, VIRTIO_IOMMU_S_OK);
+    stop(s);
+}
+
+/* DET-D-6, DET-D-7: of DET-D-4 the three ways */
+static void test_detach_order(void)
+{
+    const uint32_t domains[] = { OTHER, PLAIN, TABLE };
+    const uint8_t status[] = {
+        VIRTIO_IOMMU_S_INVAL, VIRTIO_IOMMU_S_INVAL, VIRTIO_IOMMU_S_NOENT,
+        VIRTIO_IOMMU_S_INVAL,
+    };
+    Stage1 *s = start();
+    Table other = new_table(s, X86);
+    int i, j, k;
+
+    for (k = 0; k < ARRAY_SIZE(domains); k++) {
+        if (domains[k] == PLAIN) {
+            g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, PLAIN, EP(1),
+                                        0), ==, VIRTIO_IOMMU_S_OK);
+        } else if (domains[k] == TABLE) {
+            g_assert_cmpuint(attach_table(s, &other, TABLE, EP(1)), ==,
+                             VIRTIO_IOMMU_S_OK);
+        }
+        for (i = 0; i < ARRAY_SIZE(status); i++) {
+            for (j = i; j < ARRAY_SIZE(status); j++) {
+                unsigned faults = BIT(i) | BIT(j);
+                struct virtio_iommu_req_detach_table req = {
+                    .head.type = VIRTIO_IOMMU_T_DETACH_TABLE,
+                    .domain = cpu_to_le32(faults & BIT(3) ? domains[k] :
+                                          DOMAIN),
+                    .endpoint = cpu_to_le32(faults & BIT(2) ? NO_EP : EP(0)),
+                    .pasid = cpu_to_le32(!!(faults & BIT(1))),
+                };
+                size_t len = offsetof(typeof(req), tail) +
+                             !!(faults & BIT(0));
+
+                g_assert_cmpuint(status_of(s, &req, len), ==, status[i]);
+                assert_reads(s, IOVA, PAGE_A);
+                inval_domain(s, DOMAIN);
+            }
+        }
+    }
+    /* What the third one was refused for is still there: DET-D-7 */
+    inval_domain(s, TABLE);
+    stop(s);
+}
+
+/* A root anywhere, entries of any kind, IDs of all: ATT-D-28 */
+static void test_attach_any(void)
+{
+    const uint32_t ids[] = { 0, 1, 0x7fffffff, 0x80000000, UINT32_MAX };
+    Stage1 *s = start();
+    struct virtio_iommu_req_attach_table req;
+    Table empty = new_table(s, X86);
+    uint8_t status;
+    int i;
+
+    g_assert_cmpuint(attach_table(s, &empty, OTHER, EP(0)), ==,
+                     VIRTIO_IOMMU_S_OK);
+    read_faults(s, IOVA);
+    /* It fills later, without an invalidation */
+    map_page(s, &empty, IOVA, PAGE_B);
+    map_page(s, &empty, IOVA_IO, PAGE_IO);
+    assert_reads(s, IOVA, PAGE_B);
+
+    /* The whole of domain_range */
+    g_assert_cmphex(qvirtio_config_readl(s->dev, 24), ==, 0);
+    g_assert_cmphex(qvirtio_config_readl(s->dev, 28), ==, UINT32_MAX);
+    for (i = 0; i < ARRAY_SIZE(ids); i++) {
+        g_assert_cmpuint(attach_table(s, &s->table, ids[i], EP(0)), ==,
+                         VIRTIO_IOMMU_S_OK);
+        assert_reads(s, IOVA, PAGE_A);
+        inval_domain(s, ids[i]);
+        inval_one(s, range(i ? ids[i - 1] : OTHER, 0, 0, 0, 0),
+                  VIRTIO_IOMMU_S_NOENT);
+    }
+
+    /* ATT-D-15: nothing, an MMIO region. Refused, or good for nothing. */
+    for (i = 0; i < 2; i++) {
+        req = attach_req(&empty, DOMAIN, EP(1));
+        req.root = cpu_to_le64(i ? 0xfee00000 : 3ULL << 30);
+        status = send_attach_table(s, &req);
+        if (status == VIRTIO_IOMMU_S_FAULT) {
+            continue;
+        }
+        g_assert_cmpuint(status, ==, VIRTIO_IOMMU_S_OK);
+        assert_attached(s, 1, true);
+        g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_OK);
+    }
+    stop(s);
+}
+
+/*
+ * TBX-D-2, TBA-D-1: all widths and granules that the properties permit, and no
+ * others
+ */
+static void test_attach_widths(void)
+{
+    const uint8_t arm_outputs[] = { 32, 36, 40, 42, 44, 48 };
+    Stage1 *s = start_opts(STAGE1_ON, true);
+    struct virtio_iommu_req_attach_table req;
+    Table x86 = new_table(s, X86), arm = new_table(s, &formats[6]);
+    int granule, in, out, nr = 0;
+
+    for (granule = 11; granule <= 17; granule++) {
+        for (in = 0; in <= 64; in++) {
+            for (out = 31; out <= 53; out++) {
+                bool good = granule == 12 && (in == 48 || in == 57) &&
+                            out >= 32 && out <= 52;
+
+                /* Of the widths that are wrong, the ends and one within */
+                if (!good && in != 47 && in != 48 && in != 49 && in != 57 &&
+                    in != 58 && in != 0 && in != 64) {
+                    continue;
+                }
+                req = attach_req(&x86, nr++, EP(0));
+                req.granule_shift = granule;
+                req.input_bits = in;
+                req.output_bits = out;
+                g_assert_cmpuint(send_attach_table(s, &req), ==,
+                                 good ? VIRTIO_IOMMU_S_OK :
+                                 VIRTIO_IOMMU_S_RANGE);
+            }
+        }
+    }
+    for (granule = 11; granule <= 17; granule++) {
+        for (in = 24; in <= 49; in++) {
+            for (out = 31; out <= 49; out++) {
+                bool good = (granule == 12 || granule == 14 || granule == 16) &&
+                            in >= 25 && in <= 48 &&
+                            memchr(arm_outputs, out, sizeof(arm_outputs));
+
+                req = attach_req(&arm, nr++, EP(0));
+                req.granule_shift = granule;
+                req.input_bits = in;
+                req.output_bits = out;
+                g_assert_cmpuint(send_attach_table(s, &req), ==,
+                                 good ? VIRTIO_IOMMU_S_OK :
+                                 VIRTIO_IOMMU_S_RANGE);
+            }
+        }
+    }
+    stop(s);
+}
+
+/* From any domain to any other, and none: DOM-D-4, ATT-D-24, ATT-D-26 */
+static void test_move(void)
+{
+    enum { NONE, A, B, MAPPED, BYPASS, NR_STATES };
+    Stage1 *s = start();
+    Table b = new_io_table(s, ARM_4K);
+    int from, to, i;
+
+    map_page(s, &b, IOVA, PAGE_B);
+    g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    /* Held by the other endpoint, or there would be no mapping to find */
+    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, MAPPED, EP(1), 0), ==,
+                     VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(map(s, MAPPED, IOVA, PAGE_C), ==, VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(map(s, MAPPED, IOVA_IO, PAGE_IO), ==, VIRTIO_IOMMU_S_OK);
+
+    for (from = A; from < NR_STATES; from++) {
+        for (to = NONE; to < NR_STATES; to++) {
+            for (i = 0; i < 2; i++) {
+                int state = i ? to : from;
+
+                switch (state) {
+                case A:
+                case B:
+                    g_assert_cmpuint(attach_table(s, state == A ? &s->table :
+                                                  &b, state, EP(0)), ==,
+                                     VIRTIO_IOMMU_S_OK);
+                    assert_reads(s, IOVA, state == A ? PAGE_A : PAGE_B);
+                    break;
+                case MAPPED:
+                case BYPASS:
+                    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, state,
+                                                EP(0), state == BYPASS ?
+                                                VIRTIO_IOMMU_ATTACH_F_BYPASS :
+                                                0), ==, VIRTIO_IOMMU_S_OK);
+                    if (state == MAPPED) {
+                        assert_reads(s, IOVA, PAGE_C);
+                    } else {
+                        assert_bypass(s);
+                    }
+                    break;
+                default:
+                    if (from == A || from == B) {
+                        g_assert_cmpuint(detach_table(s, from, EP(0)), ==,
+                                         VIRTIO_IOMMU_S_OK);
+                    } else {
+                        g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_DETACH,
+                                                    from, EP(0), 0), ==,
+                                         VIRTIO_IOMMU_S_OK);
+                    }
+                    assert_attached(s, 0, false);
+                }
+            }
+            /* DOM-D-5: what it has left is gone, what it is in is there */
+            if (from != to) {
+                inval_one(s, range(from, 0, 0, 0, 0), from == MAPPED ?
+                          VIRTIO_IOMMU_S_INVAL : VIRTIO_IOMMU_S_NOENT);
+            }
+            if (to == A || to == B) {
+                inval_domain(s, to);
+            }
+        }
+    }
+    stop(s);
+}
+
+/* DOM-D-6: an ID used for one kind after the other, with nothing left over */
+static void test_ids(void)
+{
+    Stage1 *s = start();
+    Table b = new_io_table(s, ARM_4K);
+    int i;
+
+    map_page(s, &b, IOVA, PAGE_B);
+    for (i = 0; i < 3; i++) {
+        g_assert_cmpuint(attach_table(s, &s->table, OTHER, EP(0)), ==,
+                         VIRTIO_IOMMU_S_OK);
+        assert_reads(s, IOVA, PAGE_A);
+        g_assert_cmpuint(detach_table(s, OTHER, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+        /* ATT-D-27: the same ID, another table */
+        g_assert_cmpuint(attach_table(s, &b, OTHER, EP(0)), ==,
+                         VIRTIO_IOMMU_S_OK);
+        assert_reads(s, IOVA, PAGE_B);
+        g_assert_cmpuint(detach_table(s, OTHER, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+        g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(0), 0),
+                         ==, VIRTIO_IOMMU_S_OK);
+        edu_get(s, 0, IOVA);
+        expect_fault(s, 0, IOVA, VIRTIO_IOMMU_FAULT_R_MAPPING,
+                     VIRTIO_IOMMU_FAULT_F_ADDRESS);
+        g_assert_cmpuint(map(s, OTHER, IOVA, PAGE_C), ==, VIRTIO_IOMMU_S_OK);
+        g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_DETACH, OTHER, EP(0), 0),
+                         ==, VIRTIO_IOMMU_S_OK);
+    }
+    /* By leaving it for another domain, too */
+    g_assert_cmpuint(attach_table(s, &b, OTHER, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    assert_reads(s, IOVA, PAGE_B);
+    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
+                     VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(1), 0),
+                     ==, VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(map(s, OTHER, IOVA, PAGE_C), ==, VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(unmap(s, OTHER, IOVA), ==, VIRTIO_IOMMU_S_OK);
+    stop(s);
+}
+
+static void set_bypass(Stage1 *s, uint8_t bypass)
+{
+    qpci_io_writeb(s->pci->pdev, s->pci->bar,
+                   s->pci->device_cfg_offset +
+                   offsetof(struct virtio_iommu_config, bypass), bypass);
+    g_assert_cmpuint(qvirtio_config_readb(s->dev, 36), ==, bypass);
+}
+
+/*
+ * DET-D-9, ATT-D-26: config.bypass is for endpoints that are attached nowhere.
+ * RST-D-1: nor is it when the device is reset.
+ */
+static void test_bypass(void)
+{
+    Stage1 *s = start_opts(STAGE1_ON ",boot-bypass=on", true);
+    int i;
+
+    label(s, PAGE_A);
+    assert_bypass(s);
+    setup(s, X86);
+    for (i = 0; i < 4; i++) {
+        assert_reads(s, IOVA, PAGE_A);
+        read_faults(s, PAGE_A);
+        /* Neither of the two values is for this endpoint */
+        set_bypass(s, i & 1);
+        assert_reads(s, IOVA, PAGE_A);
+        read_faults(s, PAGE_A);
+    }
+    set_bypass(s, 1);
+    g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    assert_bypass(s);
+    set_bypass(s, 0);
+    assert_attached(s, 0, false);
+    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
+                     VIRTIO_IOMMU_S_OK);
+    assert_reads(s, IOVA, PAGE_A);
+
+    /* It outlives a reset by the driver, the attachment does not */
+    set_bypass(s, 1);
+    driver_free(s);
+    qvirtio_reset(s->dev);
+    edu_get(s, 0, PAGE_A);
+    set(s, PAGE_IO, 0);
+    edu_put(s, 0, PAGE_IO);
+    g_assert_cmphex(get(s, PAGE_IO), ==, PAGE_A);
+    driver_start(s, true);
+    assert_bypass(s);
+    stop(s);
+}
+
+/* Tests: walks */
 /* Tests: walks */
 
+/* TBL-D-1, TBL-D-4, TBX-D-1, TBX-D-3, TBA-D-3: leaves of all sizes */
 static void test_translate(const void *opaque)
 {
     const Format *f = opaque;
-    Stage1 *s = start_format(f, ",stage1=on,num-invalqs=2,check=on");
+    Stage1 *s = start_format(f, STAGE1_ON ",check=on");
     uint8_t max_bits = f->input_bits - is_x86(f);
     uint64_t top = BIT_ULL(max_bits);
     int i;
@@ -1182,10 +1805,11 @@ static void test_translate(const void *opaque)
     stop(s);
 }
 
+/* TBL-D-3, TBX-D-5, TBX-D-6, TBA-D-7, TBA-D-8 */
 static void test_permissions(const void *opaque)
 {
     const Format *f = opaque;
-    Stage1 *s = start_format(f, ",stage1=on,num-invalqs=2");
+    Stage1 *s = start_format(f, STAGE1_ON);
     uint8_t shift;
 
     /* Leaf, on a miss and on a hit */
@@ -1228,11 +1852,15 @@ static void test_permissions(const void *opaque)
     stop(s);
 }
 
-/* Entries that lead nowhere. None of them is cached: INV-D-38 */
+/*
+ * Entries that lead nowhere: TBL-D-2, TBL-D-5, TBL-D-6, TBL-D-7, TBL-D-15,
+ * TBX-D-6, TBX-D-7, TBX-D-8, TBA-D-4, TBA-D-5, TBA-D-6, TBA-D-8. None of them
+ * is cached: INV-D-38
+ */
 static void test_bad_entries(const void *opaque)
 {
     const Format *f = opaque;
-    Stage1 *s = start_format(f, ",stage1=on,num-invalqs=2");
+    Stage1 *s = start_format(f, STAGE1_ON);
     uint64_t leaf = entry_at(s, &s->table, IOVA, f->granule);
     uint64_t good = get(s, leaf), out = BIT_ULL(f->output_bits);
     uint8_t shift;
@@ -1313,12 +1941,382 @@ static void test_bad_entries(const void *opaque)
     stop(s);
 }
 
+/* TBA-D-2, TBA-D-3: the levels of each width, seen at both ends */
+static void test_arm_levels(const void *opaque)
+{
+    const Format *base = opaque;
+    Stage1 *s = start_opts(STAGE1_ON, true);
+    uint64_t size = BIT_ULL(base->granule);
+    int bits;
+
+    label(s, PAGE_A);
+    label(s, PAGE_B);
+    for (bits = 25; bits <= 48; bits++) {
+        Format f = *base;
+        uint64_t last = BIT_ULL(bits) - size;
+        Table t;
+
+        f.input_bits = bits;
+        t = new_table(s, &f);
+        s->next_table = t.root + size;
+        map_page(s, &t, 0, PAGE_IO);
+        map_page(s, &t, size, PAGE_A);
+        map_page(s, &t, last, PAGE_B);
+        g_assert_cmpuint(attach_table(s, &t, bits, EP(0)), ==,
+                         VIRTIO_IOMMU_S_OK);
+        edu_get(s, 0, size);
+        edu_put(s, 0, 0);
+        g_assert_cmphex(get(s, PAGE_IO), ==, PAGE_A);
+        edu_get(s, 0, last);
+        edu_put(s, 0, 0);
+        g_assert_cmphex(get(s, PAGE_IO), ==, PAGE_B);
+        assert_no_fault(s);
+        read_faults(s, BIT_ULL(bits));
+        read_faults(s, size | BIT_ULL(63));
+        read_faults(s, size | 0xffULL << 56);
+        g_assert_cmpuint(detach_table(s, bits, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+        s->next_table = TABLES;
+    }
+    stop(s);
+}
+
+/*
+ * TBX-D-13, TBA-D-10: whatever software keeps in an entry. TBL-D-16: XD, XN and
+ * PXN are not for devices here
+ */
+static void test_software_bits(const void *opaque)
+{
+    const Format *f = opaque;
+    Stage1 *s = start_format(f, STAGE1_ON);
+    uint64_t leaf_bits, table_bits;
+    uint8_t shift;
+    int i;
+
+    if (is_x86(f)) {
+        leaf_bits = MAKE_64BIT_MASK(9, 3) | MAKE_64BIT_MASK(52, 11) | X86_XD |
+                    BIT_ULL(5) | BIT_ULL(6);
+        table_bits = leaf_bits;
+    } else {
+        /* DBM, PXN, UXN; AttrIndx and SH are ignored with software walks */
+        leaf_bits = MAKE_64BIT_MASK(51, 8) | MAKE_64BIT_MASK(2, 3) |
+                    MAKE_64BIT_MASK(8, 2);
+        table_bits = MAKE_64BIT_MASK(2, 10) | MAKE_64BIT_MASK(51, 10);
+    }
+    for (shift = f->granule; shift <= top_shift(f); shift += f->granule - 3) {
+        uint64_t bits = shift == f->granule ? leaf_bits : table_bits;
+        uint64_t e = entry_at(s, &s->table, IOVA, shift);
+        uint64_t was = get(s, e);
+
+        for (i = 0; i < 64; i++) {
+            if (bits & BIT_ULL(i)) {
+                set(s, e, was | BIT_ULL(i));
+                inval_domain(s, DOMAIN);
+                assert_reads(s, IOVA, PAGE_A);
+                dma_write(s, IOVA + 8, i + 1);
+                g_assert_cmphex(get(s, PAGE_A + 8), ==, i + 1);
+            }
+        }
+        set(s, e, was | bits);
+        inval_domain(s, DOMAIN);
+        assert_reads(s, IOVA, PAGE_A);
+        /* A change of these bits alone asks for no invalidation */
+        set(s, e, was);
+        assert_reads(s, IOVA, PAGE_A);
+    }
+    stop(s);
+}
+
+/* TBA-D-12, TBA-D-13: each leaf is still invalidated by its own range */
+static void test_contiguous(const void *opaque)
+{
+    const Format *f = opaque;
+    Stage1 *s = start_format(f, STAGE1_ON);
+    uint64_t size = BIT_ULL(f->granule);
+    int nr = f->granule == 12 ? 16 : f->granule == 14 ? 128 : 32, i;
+    uint64_t base = 0x40000000;
+
+    for (i = 0; i < nr; i++) {
+        uint64_t pa = 0x4000000 + i * size;
+
+        label(s, pa);
+        set(s, entry_at(s, &s->table, base + i * size, f->granule),
+            leaf_entry(f, f->granule, pa, false) | BIT_ULL(52));
+    }
+    for (i = 0; i < nr; i++) {
+        assert_reads(s, base + i * size, 0x4000000 + i * size);
+    }
+    for (i = 0; i < nr; i += nr / 4 - 1) {
+        map_page(s, &s->table, base + i * size, PAGE_B);
+        inval_range(s, DOMAIN, base + i * size, size, f->granule,
+                    VIRTIO_IOMMU_INV_F_LEAF);
+        assert_reads(s, base + i * size, PAGE_B);
+    }
+    stop(s);
+}
+
+static void fill(Stage1 *s, uint64_t pa, uint64_t len, uint8_t seed)
+{
+    g_autofree uint8_t *buf = g_malloc(len);
+    uint64_t i;
+
+    for (i = 0; i < len; i++) {
+        buf[i] = seed + i * 7;
+    }
+    qtest_memwrite(s->qts, pa, buf, len);
+}
+
+static void assert_filled(Stage1 *s, uint64_t pa, uint64_t len, uint8_t seed)
+{
+    g_autofree uint8_t *buf = g_malloc(len);
+    uint64_t i;
+
+    qtest_memread(s->qts, pa, buf, len);
+    for (i = 0; i < len; i++) {
+        g_assert_cmphex(buf[i], ==, (uint8_t)(seed + i * 7));
+    }
+}
+
+/* TBL-D-14: across the end of a leaf, of a table, and of what is mapped */
+static void test_crossing(const void *opaque)
+{
+    const Format *f = opaque;
+    Stage1 *s = start_format(f, STAGE1_ON);
+    uint64_t size = BIT_ULL(f->granule);
+    uint64_t table = BIT_ULL(f->granule + f->granule - 3);
+    const uint64_t ends[] = { IOVA + size, 3 * table };
+    const uint64_t len = EDU_DMA_BUFFER_SIZE;
+    const uint64_t first_lens[] = { 1, 8, 0x7fd, len - 1 };
+    int i, j;
+
+    for (i = 0; i < ARRAY_SIZE(ends); i++) {
+        /* Neither neighbours nor in order */
+        map_page(s, &s->table, ends[i] - size, PAGE_C);
+        map_page(s, &s->table, ends[i], PAGE_B);
+        for (j = 0; j < ARRAY_SIZE(first_lens); j++) {
+            uint64_t first = first_lens[j];
+            uint64_t iova = ends[i] - first;
+
+            inval_domain(s, DOMAIN);
+            fill(s, PAGE_C + size - first, first, j);
+            fill(s, PAGE_B, len - first, j + first * 7);
+            edu_dma_read(&s->edu[0], iova, len);
+            assert_no_fault(s);
+            qtest_memset(s->qts, PAGE_C + size - first, 0, first);
+            qtest_memset(s->qts, PAGE_B, 0, len - first);
+            edu_dma_write(&s->edu[0], iova, len);
+            assert_no_fault(s);
+            assert_filled(s, PAGE_C + size - first, first, j);
+            assert_filled(s, PAGE_B, len - first, j + first * 7);
+        }
+        /* The part that is not mapped, or not for writes, is not written */
+        map_leaf(s, &s->table, ends[i], f->granule, PAGE_B, true);
+        inval_domain(s, DOMAIN);
+        qtest_memset(s->qts, PAGE_C + size - 8, 0, 8);
+        qtest_memset(s->qts, PAGE_B, 0, 8);
+        fill(s, PAGE_IO, 16, 0x31);
+        edu_dma_read(&s->edu[0], IOVA_IO, 16);
+        edu_dma_write(&s->edu[0], ends[i] - 8, 16);
+        assert_filled(s, PAGE_C + size - 8, 8, 0x31);
+        g_assert_cmphex(get(s, PAGE_B), ==, 0);
+        expect_fault(s, 0, ends[i], VIRTIO_IOMMU_FAULT_R_MAPPING,
+                     VIRTIO_IOMMU_FAULT_F_ADDRESS | VIRTIO_IOMMU_FAULT_F_WRITE);
+    }
+    stop(s);
+}
+
+/* TBL-D-11, TBX-D-11, TBA-D-9: tables are as the driver has left them */
+static void test_tables_kept(const void *opaque)
+{
+    const Format *f = opaque;
+    Stage1 *s = start_format(f, STAGE1_ON);
+    g_autofree uint8_t *before = NULL, *after = NULL;
+    size_t len;
+
+    map_leaf(s, &s->table, IOVA + BIT_ULL(f->granule), f->granule, PAGE_B,
+             true);
+    map_leaf(s, &s->table, 0x60000000 & ~(BIT_ULL(f->leaves[1]) - 1),
+             f->leaves[1], 0, false);
+    len = s->next_table - TABLES;
+    before = g_malloc(len);
+    after = g_malloc(len);
+    qtest_memread(s->qts, TABLES, before, len);
+    assert_reads(s, IOVA, PAGE_A);
+    dma_write(s, IOVA + 8, 1);
+    write_faults(s, IOVA + BIT_ULL(f->granule));
+    read_faults(s, IOVA + 2 * BIT_ULL(f->granule));
+    edu_get(s, 0, 0x60000000);
+    inval_domain(s, DOMAIN);
+    write_faults(s, IOVA + BIT_ULL(f->granule));
+    inval_range(s, DOMAIN, 0, 0, 0, 0);
+    qtest_memread(s->qts, TABLES, after, len);
+    g_assert_cmpmem(before, len, after, len);
+    stop(s);
+}
+
+/*
+ * TBL-D-12: a table that leads to itself ends where the levels do, in a leaf
+ * that is the table. What is then read is memory of the guest, as any other.
+ */
+static void test_recursive(const void *opaque)
+{
+    const Format *f = opaque;
+    Stage1 *s = start_format(f, STAGE1_ON);
+    uint64_t bits = MAKE_64BIT_MASK(f->granule, f->granule - 3), iova = 0;
+    uint64_t page = new_table_page(s, f), entry = page + 5 * 8;
+    uint8_t shift;
+
+    /* Good for a table entry, and in the last level for a leaf */
+    set(s, entry, page | (is_x86(f) ? X86_P | X86_RW | X86_US :
+                          ARM_VALID | ARM_TABLE | ARM_AF | ARM_EL0));
+    for (shift = f->granule; shift < top_shift(f); shift += f->granule - 3) {
+        iova |= 5ULL << shift;
+    }
+    iova |= 1ULL << top_shift(f);
+    set(s, s->table.root + 8, get(s, entry));
+    assert_reads(s, iova + 5 * 8, get(s, entry));
+    /* Any other entry of it is not present */
+    read_faults(s, iova ^ (bits & -bits));
+    stop(s);
+}
+
+/*
+ * TBL-D-7, TBL-D-8: tables and leaves outside of memory. An access through a
+ * leaf that leads nowhere reads nothing that is memory, nor does it end QEMU.
+ */
+static void test_not_memory(const void *opaque)
+{
+    const Format *f = opaque;
+    const uint64_t nowhere[] = {
+        0xc0000000,             /* Nothing */
+        0xfec00000,             /* I/O APIC */
+        BIT_ULL(f->output_bits - 1),
+    };
+    Stage1 *s = start_format(f, STAGE1_ON);
+    uint8_t shift = f->granule + f->granule - 3;
+    uint64_t e = entry_at(s, &s->table, IOVA, shift), was = get(s, e);
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(nowhere); i++) {
+        set(s, e, table_entry(f, nowhere[i]));
+        inval_domain(s, DOMAIN);
+        read_faults(s, IOVA);
+        write_faults(s, IOVA);
+        set(s, e, was);
+        map_page(s, &s->table, IOVA, nowhere[i]);
+        inval_domain(s, DOMAIN);
+        set(s, PAGE_IO, 0x1234567812345678);
+        edu_get(s, 0, IOVA_IO);
+        edu_put(s, 0, IOVA);
+        edu_get(s, 0, IOVA);
+        assert_no_fault(s);
+    }
+    map_page(s, &s->table, IOVA, PAGE_A);
+    inval_domain(s, DOMAIN);
+    assert_reads(s, IOVA, PAGE_A);
+    stop(s);
+}
+
+/* Tests: faults */
+
+/* FLT-D-1, FLT-D-2, FLT-D-4, FLT-D-5, FLT-D-6, FLT-D-7, FLT-D-8, FLT-D-12 */
+static void test_faults(const void *opaque)
+{
+    const Format *f = opaque;
+    Stage1 *s = start_format(f, STAGE1_ON);
+    uint64_t size = BIT_ULL(f->granule), ro = IOVA + size, rw = IOVA;
+    uint64_t none = IOVA + 2 * size;
+    struct virtio_iommu_fault fault;
+    int dev, i;
+
+    map_leaf(s, &s->table, ro, f->granule, PAGE_B, true);
+    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
+                     VIRTIO_IOMMU_S_OK);
+    for (dev = 0; dev < NR_DEVS; dev++) {
+        /* On a miss, and on a hit */
+        for (i = 0; i < 2; i++) {
+            const uint32_t address = VIRTIO_IOMMU_FAULT_F_ADDRESS;
+
+            edu_get(s, dev, none + 0x18);
+            expect_fault(s, dev, none + 0x18, VIRTIO_IOMMU_FAULT_R_MAPPING,
+                         address | VIRTIO_IOMMU_FAULT_F_READ);
+            edu_put(s, dev, none + 0xff0);
+            expect_fault(s, dev, none + 0xff0, VIRTIO_IOMMU_FAULT_R_MAPPING,
+                         address | VIRTIO_IOMMU_FAULT_F_WRITE);
+            edu_put(s, dev, ro + 8);
+            expect_fault(s, dev, ro + 8, VIRTIO_IOMMU_FAULT_R_MAPPING,
+                         address | VIRTIO_IOMMU_FAULT_F_WRITE);
+            edu_get(s, dev, ro);
+            assert_no_fault(s);
+            edu_put(s, dev, rw + 8);
+            assert_no_fault(s);
+        }
+    }
+    /* FLT-D-11: it goes on */
+    for (i = 0; i < 3 * NR_EVENTS; i++) {
+        read_faults(s, none);
+        assert_reads(s, IOVA, PAGE_A);
+    }
+    g_assert(!take_fault(s, &fault));
+    stop(s);
+}
+
+/* FLT-D-3 */
+static void test_fault_domain(void)
+{
+    Stage1 *s = start();
+    int i;
+
+    for (i = 0; i < 2; i++) {
+        g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+        edu_get(s, 0, IOVA);
+        expect_fault(s, 0, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN,
+                     VIRTIO_IOMMU_FAULT_F_ADDRESS);
+        /* No request has ever named this one */
+        edu_get(s, 1, IOVA);
+        expect_fault(s, 1, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN,
+                     VIRTIO_IOMMU_FAULT_F_ADDRESS);
+        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
+                         VIRTIO_IOMMU_S_OK);
+    }
+    stop(s);
+}
+
+/* FLT-D-9, FLT-D-10, FLT-D-11: reports that there is no room for */
+static void test_fault_room(void)
+{
+    Stage1 *s = start_qemu(STAGE1_ON);
+    int i;
+
+    s->nr_events = 0;
+    driver_start(s, true);
+    setup(s, X86);
+    for (i = 0; i < 20; i++) {
+        edu_get(s, 0, IOVA + 0x5000);
+        edu_put(s, 0, IOVA + 0x5000);
+        assert_reads(s, IOVA, i & 1 ? PAGE_B : PAGE_A);
+        map_page(s, &s->table, IOVA, i & 1 ? PAGE_A : PAGE_B);
+        inval_range(s, DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
+        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
+                         VIRTIO_IOMMU_S_OK);
+        g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_OK);
+    }
+    /* Now there is room for one, and what comes is about a new access */
+    add_event_buffers(s, 2);
+    read_faults(s, IOVA + 0x7000);
+    read_faults(s, IOVA + 0x6000);
+    stop(s);
+}
+
 /* Tests: what is cached */
 
+/*
+ * An old entry is used until it is invalidated, in one of all the ways, and no
+ * longer: INV-D-30, INV-D-31, INV-D-32, INV-D-41, INV-D-44
+ */
 static void test_stale(const void *opaque)
 {
     const Format *f = opaque;
-    Stage1 *s = start_format(f, ",stage1=on,num-invalqs=2");
+    Stage1 *s = start_format(f, STAGE1_ON);
     uint64_t size = BIT_ULL(f->granule);
     int i;
 
@@ -1382,11 +2380,11 @@ static void test_stale(const void *opaque)
     stop(s);
 }
 
-/* Both neighbours of a range stay */
+/* INV-D-32, INV-D-41. Both neighbours of a range stay, as this device has it */
 static void test_range_ends(const void *opaque)
 {
     const Format *f = opaque;
-    Stage1 *s = start_format(f, ",stage1=on,num-invalqs=2");
+    Stage1 *s = start_format(f, STAGE1_ON);
     uint64_t size = BIT_ULL(f->granule);
     int i, first, nr;
 
@@ -1409,11 +2407,14 @@ static void test_range_ends(const void *opaque)
     stop(s);
 }
 
-/* LEAF keeps table entries, at every level; without it they go */
+/*
+ * Without LEAF table entries go, INV-D-31; this device keeps them with it, and
+ * what is smaller than leaf_shift says: INV-D-32, INV-D-33
+ */
 static void test_leaf(const void *opaque)
 {
     const Format *f = opaque;
-    Stage1 *s = start_format(f, ",stage1=on,num-invalqs=2");
+    Stage1 *s = start_format(f, STAGE1_ON);
     uint64_t size = BIT_ULL(f->granule);
     uint8_t shift;
 
@@ -1453,10 +2454,12 @@ static void test_leaf(const void *opaque)
     stop(s);
 }
 
+/* INV-D-30, INV-D-34, DOM-D-5, ORD-D-1, ORD-D-3, ORD-D-6 */
 static void test_domains(void)
 {
     Stage1 *s = start();
     Table other = new_io_table(s, ARM_4K);
+    g_autofree Inval *inv = inval_new(2);
 
     map_page(s, &other, IOVA, PAGE_A);
     g_assert_cmpuint(attach_table(s, &other, OTHER, EP(1)), ==,
@@ -1473,6 +2476,17 @@ static void test_domains(void)
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_A);
     inval_domain(s, OTHER);
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_C);
+
+    /* Both in one request, of the same addresses */
+    map_page(s, &s->table, IOVA, PAGE_A);
+    map_page(s, &other, IOVA, PAGE_B);
+    inv->desc[0] = range(DOMAIN, IOVA, 0x1000, 12, 0);
+    inv->desc[1] = range(OTHER, IOVA, 0x1000, 12, 0);
+    inval_expect(s, inv, 2, VIRTIO_IOMMU_S_OK);
+    g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_A);
+    g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_B);
+    map_page(s, &s->table, IOVA, PAGE_B);
+    inval_range(s, DOMAIN, IOVA, 0x1000, 12, 0);
 
     /* One domain, two endpoints: INV-D-34 */
     g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
@@ -1509,7 +2523,7 @@ static uint64_t stale_count(Stage1 *s)
 
 static void test_check(void)
 {
-    Stage1 *s = start_format(X86, ",stage1=on,num-invalqs=2,check=on");
+    Stage1 *s = start_format(X86, STAGE1_ON ",check=on");
     Table other = new_table(s, X86);
     uint64_t pd = entry_at(s, &s->table, IOVA, 21);
 
@@ -1554,6 +2568,7 @@ static void test_check(void)
 
 /* Tests: INVALIDATE */
 
+/* INV-D-11, INV-D-12, INV-D-13, INV-D-14, INV-D-29 */
 static void test_inval_requests(void)
 {
     Stage1 *s = start();
@@ -1605,7 +2620,7 @@ static void test_inval_requests(void)
     inval_expect(s, inv, 1, VIRTIO_IOMMU_S_OK);
     assert_reads(s, IOVA, PAGE_A);
 
-    /* It is not a request of the request queue */
+    /* QUE-D-3 */
     g_assert_cmpuint(status_of(s, inv, inval_len(1)), ==,
                      VIRTIO_IOMMU_S_UNSUPP);
     stop(s);
@@ -1659,7 +2674,7 @@ static void test_inval_descs(void)
     BAD(good, d.last = cpu_to_le64(IOVA + 0x7ff), RANGE);
     BAD(good, d.last = cpu_to_le64(IOVA + 0x1000), RANGE);
 
-    /* INV-D-25: the first that holds */
+    /* The first that holds; see test_inval_order() */
     BAD(good, d.domain = cpu_to_le32(OTHER); d.scope = 0, INVAL);
     BAD(good, d.domain = cpu_to_le32(OTHER); d.flags = cpu_to_le16(2), INVAL);
     BAD(good, d.domain = cpu_to_le32(OTHER); d.reserved = 1, INVAL);
@@ -1693,11 +2708,11 @@ static void test_inval_descs(void)
     stop(s);
 }
 
-/* The granule is that of the table */
+/* INV-D-23, INV-D-24: the granule is that of the table */
 static void test_inval_granule(const void *opaque)
 {
     const Format *f = opaque;
-    Stage1 *s = start_format(f, ",stage1=on,num-invalqs=2");
+    Stage1 *s = start_format(f, STAGE1_ON);
     uint64_t size = BIT_ULL(f->granule);
 
     inval_one(s, range(DOMAIN, IOVA, size / 2, 0, 0), VIRTIO_IOMMU_S_RANGE);
@@ -1767,7 +2782,7 @@ static void test_inval_split(void)
     stop(s);
 }
 
-/* INV-D-7 to INV-D-10 */
+/* INV-D-7, INV-D-8, INV-D-9, INV-D-10 */
 static void test_inval_room(void)
 {
     Stage1 *s = start();
@@ -1824,11 +2839,366 @@ static void test_inval_room(void)
     g_assert_cmpuint(request(s, s->invalq[0], NULL, 0, 8), ==, 0);
     qtest_memread(s->qts, ANSWER, answer, sizeof(answer));
     g_assert_cmpmem(answer, 72, untouched, 72);
+    /* Both sides wrong */
+    inv->head.type = VIRTIO_IOMMU_T_INVALIDATE;
+    for (len = 0; len <= 72; len += 7) {
+        bool good = len >= 8 && len <= 64;
+
+        /* As long as the type, shorter than the head */
+        g_assert_cmpuint(request(s, s->invalq[0], inv, 1, len), ==,
+                         good ? len : 0);
+    }
+    request(s, s->invalq[0], NULL, 0, 7);
+    qtest_memread(s->qts, ANSWER, answer, sizeof(answer));
+    g_assert_cmpmem(answer, 72, untouched, 72);
     inval_domain(s, DOMAIN);
     stop(s);
 }
 
-/* All queues are alike */
+/*
+ * The order of checks. Whatever two faults a descriptor has, the status is that
+ * of the one whose clause comes first: INV-D-25
+ */
+static void test_inval_order(void)
+{
+    enum {
+        INV_17, INV_18, INV_19, INV_20, INV_21, INV_22, INV_23, INV_24, NR_INV
+    };
+    const uint8_t status[NR_INV] = {
+        [INV_17] = VIRTIO_IOMMU_S_INVAL,
+        [INV_18] = VIRTIO_IOMMU_S_INVAL,
+        [INV_19] = VIRTIO_IOMMU_S_INVAL,
+        [INV_20] = VIRTIO_IOMMU_S_INVAL,
+        [INV_21] = VIRTIO_IOMMU_S_NOENT,
+        [INV_22] = VIRTIO_IOMMU_S_INVAL,
+        [INV_23] = VIRTIO_IOMMU_S_INVAL,
+        [INV_24] = VIRTIO_IOMMU_S_RANGE,
+    };
+    Stage1 *s = start();
+    int i, j;
+
+    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, PLAIN, EP(1), 0), ==,
+                     VIRTIO_IOMMU_S_OK);
+    assert_reads(s, IOVA, PAGE_A);
+    map_page(s, &s->table, IOVA, PAGE_B);
+    for (i = 0; i < NR_INV; i++) {
+        for (j = i; j < NR_INV; j++) {
+            struct virtio_iommu_inv_desc d = range(DOMAIN, IOVA, 0x1000, 12, 0);
+            unsigned faults = BIT(i) | BIT(j);
+
+            if (faults & BIT(INV_24)) {
+                d.last = cpu_to_le64(IOVA - 1);
+            }
+            if (faults & BIT(INV_23)) {
+                d.leaf_shift = 11;
+            }
+            if (faults & BIT(INV_22)) {
+                d.domain = cpu_to_le32(PLAIN);
+            }
+            if (faults & BIT(INV_21)) {
+                d.domain = cpu_to_le32(OTHER);
+            }
+            if (faults & BIT(INV_20)) {
+                d.scope = VIRTIO_IOMMU_INV_S_DOMAIN;
+            }
+            if (faults & BIT(INV_19)) {
+                d.reserved = cpu_to_le64(1);
+            }
+            if (faults & BIT(INV_18)) {
+                d.flags = cpu_to_le16(2);
+            }
+            if (faults & BIT(INV_17)) {
+                d.scope = 3;
+            }
+            inval_one(s, d, status[i]);
+            assert_reads(s, IOVA, PAGE_A);
+        }
+    }
+    stop(s);
+}
+
+/* INV-D-6: with an indirect table, of as many descriptors as there are bytes */
+static void test_indirect(void)
+{
+    Stage1 *s = start_qemu(STAGE1_ON);
+    g_autofree Inval *inv = inval_new(2);
+    size_t out = inval_len(2), part;
+    QVRingIndirectDesc *indirect;
+
+    s->features_off = BIT_ULL(VIRTIO_RING_F_EVENT_IDX);
+    driver_start(s, true);
+    g_assert(s->dev->features & BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC));
+    setup(s, X86);
+    inv->desc[0] = range(DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
+    inv->desc[1] = range(DOMAIN, IOVA + 0x1800, 0x1000, 12, 0);
+    for (part = 1; part <= out; part = part * 3 + 1) {
+        uint64_t was = dma_read(s, IOVA);
+        uint32_t nr = DIV_ROUND_UP(out, part), len, i;
+
+        map_page(s, &s->table, IOVA, was == PAGE_A ? PAGE_B : PAGE_A);
+        qtest_memwrite(s->qts, REQ, inv, out);
+        qtest_memset(s->qts, ANSWER, STATUS_NONE, 64);
+        indirect = qvring_indirect_desc_setup(s->qts, s->dev, &s->alloc,
+                                              nr + 8);
+        for (i = 0; i < nr; i++) {
+            qvring_indirect_desc_add(s->dev, s->qts, indirect, REQ + i * part,
+                                     MIN(part, out - i * part), false);
+        }
+        for (i = 0; i < 8; i++) {
+            qvring_indirect_desc_add(s->dev, s->qts, indirect, ANSWER + i, 1,
+                                     true);
+        }
+        s->invalq[0]->free_head = 0;
+        qvirtqueue_kick(s->qts, s->dev, s->invalq[0],
+                        qvirtqueue_add_indirect(s->qts, s->invalq[0],
+                                                indirect));
+        g_assert(done(s, s->invalq[0], &len));
+        g_assert_cmpuint(len, ==, 8);
+        expect_answer(s, 1, VIRTIO_IOMMU_S_RANGE);
+        assert_reads(s, IOVA, was == PAGE_A ? PAGE_B : PAGE_A);
+        guest_free(&s->alloc, indirect->desc);
+        g_free(indirect);
+    }
+    stop(s);
+}
+
+/* All that there is on packed rings, around their end */
+static void test_packed(void)
+{
+    Stage1 *s = start_qemu(STAGE1_ON ",packed=on");
+    g_autofree Inval *inv = inval_new(3);
+    int i;
+
+    s->nr_events = 0;           /* take_fault() is for the other format */
+    driver_start(s, true);
+    g_assert(is_packed(s));
+    setup(s, X86);
+    for (i = 0; i < 300; i++) {
+        uint64_t was = i & 1 ? PAGE_B : PAGE_A, now = i & 1 ? PAGE_A : PAGE_B;
+
+        assert_reads(s, IOVA, was);
+        map_page(s, &s->table, IOVA, now);
+        assert_reads(s, IOVA, was);
+        inv->desc[1] = range(i % 3 ? DOMAIN : OTHER, IOVA, 0x1000, 12, 0);
+        inval_len_on(s, s->invalq[i % NR_INVALQS], inv, inval_len(3),
+                     i % 3 ? 3 : 1,
+                     i % 3 ? VIRTIO_IOMMU_S_OK : VIRTIO_IOMMU_S_NOENT);
+        assert_reads(s, IOVA, now);
+    }
+    g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    inval_len_on(s, s->invalq[0], inv, inval_len(3), 0, VIRTIO_IOMMU_S_NOENT);
+    stop(s);
+}
+
+/* Requests of one queue that are made available together, without a kick */
+static void send_many(Stage1 *s, QVirtQueue *vq, int nr)
+{
+    uint16_t idx = qtest_readw(s->qts, vq->avail + 2);
+    int i;
+
+    vq->free_head = 0;
+    for (i = 0; i < nr; i++) {
+        g_autofree Inval *inv = inval_new(1);
+        uint32_t head;
+
+        inv->desc[0] = range(DOMAIN, IOVA + i * 0x1000, 0x1000, 12, 0);
+        qtest_memwrite(s->qts, REQ + i * 256, inv, inval_len(1));
+        qtest_memset(s->qts, ANSWER + i * 16, STATUS_NONE, 16);
+        head = qvirtqueue_add(s->qts, vq, REQ + i * 256, inval_len(1), false,
+                              true);
+        qvirtqueue_add(s->qts, vq, ANSWER + i * 16, 8, true, false);
+        qtest_writew(s->qts, vq->avail + 4 + 2 * ((idx + i) % vq->size), head);
+    }
+    qtest_writew(s->qts, vq->avail + 2, idx + nr);
+}
+
+/* INV-D-15, INV-D-47: many at once, and with IN_ORDER in that order */
+static void test_inval_many(const void *opaque)
+{
+    const char *more = opaque;
+    g_autofree char *opts = g_strconcat(STAGE1_ON, more, NULL);
+    Stage1 *s = start_format(X86, opts);
+    unsigned seen = 0;
+    uint32_t d, len;
+    int i;
+
+    g_assert(!!(s->dev->features & BIT_ULL(VIRTIO_F_IN_ORDER)) ==
+             !!strstr(more, "in_order"));
+    for (i = 0; i < 16; i++) {
+        map_page(s, &s->table, IOVA + i * 0x1000, PAGE_A);
+        assert_reads(s, IOVA + i * 0x1000, PAGE_A);
+        map_page(s, &s->table, IOVA + i * 0x1000, PAGE_B);
+    }
+    send_many(s, s->invalq[0], 16);
+    s->dev->bus->virtqueue_kick(s->dev, s->invalq[0]);
+    for (i = 0; i < 16; i++) {
+        g_assert(qvirtqueue_get_buf(s->qts, s->invalq[0], &d, &len));
+        g_assert_cmpuint(len, ==, 8);
+        if (s->dev->features & BIT_ULL(VIRTIO_F_IN_ORDER)) {
+            g_assert_cmpuint(d, ==, i * 2);
+        }
+        g_assert(!(seen & BIT(d / 2)));
+        seen |= BIT(d / 2);
+        g_assert_cmphex(qtest_readq(s->qts, ANSWER + d / 2 * 16), ==, 1);
+        assert_reads(s, IOVA + i * 0x1000, PAGE_B);
+    }
+    g_assert(!qvirtqueue_get_buf(s->qts, s->invalq[0], &d, &len));
+    stop(s);
+}
+
+/* INV-D-2, QUE-D-1: one queue of 64, and each of them for every domain */
+static void test_queue_of_many(void)
+{
+    Stage1 *s = start_qemu(",stage1=on,num-invalqs=64");
+    g_autofree Inval *inv = inval_new(2);
+    Table other;
+    QVirtQueue *vq;
+    int i;
+
+    s->invalqs = 0;
+    for (i = 0; i < 64; i += 9) {
+        driver_negotiate(s, true);
+        s->reqq = enable_queue(s, 0);
+        s->eventq = enable_queue(s, 1);
+        vq = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST + i);
+        qvirtio_set_driver_ok(s->dev);
+        add_event_buffers(s, NR_EVENTS);
+
+        s->next_table = TABLES;
+        setup(s, X86);
+        other = new_io_table(s, ARM_4K);
+        map_page(s, &other, IOVA, PAGE_A);
+        g_assert_cmpuint(attach_table(s, &other, OTHER, EP(1)), ==,
+                         VIRTIO_IOMMU_S_OK);
+        g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_A);
+        g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_A);
+        map_page(s, &s->table, IOVA, PAGE_B);
+        map_page(s, &other, IOVA, PAGE_C);
+        inv->desc[1].domain = cpu_to_le32(OTHER);
+        inval_len_on(s, vq, inv, inval_len(2), 2, VIRTIO_IOMMU_S_OK);
+        g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_B);
+        g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_C);
+
+        driver_free(s);
+        free_queue(s, &vq);
+        qvirtio_reset(s->dev);
+    }
+    driver_start(s, true);
+    stop(s);
+}
+
+/*
+ * QUE-D-2, ORD-D-5: requests of each queue are there when the other's driver
+ * kicks, and an attachment begins and ends while an INVALIDATE is under way
+ */
+static void test_queues_at_once(void)
+{
+    Stage1 *s = start();
+    struct virtio_iommu_req_detach_table detach = {
+        .head.type = VIRTIO_IOMMU_T_DETACH_TABLE,
+        .domain = cpu_to_le32(DOMAIN),
+        .endpoint = cpu_to_le32(EP(0)),
+    };
+    const size_t detach_len = offsetof(typeof(detach), tail);
+    const uint64_t req = REQ + 0x8000, answer = ANSWER + 0x8000;
+    uint32_t d, len, head;
+    int order, i;
+
+    for (order = 0; order < 2; order++) {
+        /* Available in all three, without a kick */
+        assert_reads(s, IOVA, PAGE_A);
+        for (i = 0; i < NR_INVALQS; i++) {
+            send_many(s, s->invalq[i], 1);
+        }
+        s->reqq->free_head = 0;
+        qtest_memwrite(s->qts, req, &detach, detach_len);
+        head = qvirtqueue_add(s->qts, s->reqq, req, detach_len, false, true);
+        qvirtqueue_add(s->qts, s->reqq, answer, 4, true, false);
+        if (!order) {
+            qvirtqueue_kick(s->qts, s->dev, s->reqq, head);
+            g_assert(done(s, s->reqq, &len));
+            g_assert_cmpuint(qtest_readb(s->qts, answer), ==,
+                             VIRTIO_IOMMU_S_OK);
+        }
+        /* The event queue does not wait either */
+        edu_get(s, 0, 0x1000);
+        g_assert_cmpuint(fault_reason(s, 0, 0x1000,
+                                      VIRTIO_IOMMU_FAULT_F_ADDRESS |
+                                      (order ? VIRTIO_IOMMU_FAULT_F_READ : 0)),
+                         ==, order ? VIRTIO_IOMMU_FAULT_R_MAPPING :
+                                     VIRTIO_IOMMU_FAULT_R_DOMAIN);
+        for (i = NR_INVALQS - 1; i >= 0; i--) {
+            s->dev->bus->virtqueue_kick(s->dev, s->invalq[i]);
+            g_assert(qvirtqueue_get_buf(s->qts, s->invalq[i], &d, &len));
+            g_assert_cmpuint(len, ==, 8);
+            expect_answer(s, order, order ? VIRTIO_IOMMU_S_OK :
+                                            VIRTIO_IOMMU_S_NOENT);
+            qtest_memset(s->qts, ANSWER, STATUS_NONE, 8);
+        }
+        if (order) {
+            qvirtqueue_kick(s->qts, s->dev, s->reqq, head);
+            g_assert(done(s, s->reqq, &len));
+            g_assert_cmpuint(qtest_readb(s->qts, answer), ==,
+                             VIRTIO_IOMMU_S_OK);
+        }
+        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
+                         VIRTIO_IOMMU_S_OK);
+    }
+    stop(s);
+}
+
+/*
+ * An attachment that is there is found, whatever became of requests about it:
+ * INV-D-45, ORD-D-1, ORD-D-6, ATT-D-25
+ */
+static void test_attachments(void)
+{
+    Stage1 *s = start();
+    Table other = new_table(s, X86);
+    int i;
+
+    for (i = 0; i < 4; i++) {
+        uint64_t was = i & 1 ? PAGE_B : PAGE_A, now = i & 1 ? PAGE_A : PAGE_B;
+
+        assert_reads(s, IOVA, was);
+        map_page(s, &s->table, IOVA, now);
+        switch (i) {
+        case 0:         /* Comes, goes */
+            g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
+                             VIRTIO_IOMMU_S_OK);
+            assert_reads(s, IOVA, was);
+            g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==,
+                             VIRTIO_IOMMU_S_OK);
+            break;
+        case 1:         /* Again, and refused */
+            g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
+                             VIRTIO_IOMMU_S_OK);
+            g_assert_cmpuint(attach_table(s, &other, DOMAIN, EP(0)), ==,
+                             VIRTIO_IOMMU_S_INVAL);
+            break;
+        case 2:
+            g_assert_cmpuint(detach_table(s, OTHER, EP(0)), ==,
+                             VIRTIO_IOMMU_S_INVAL);
+            g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==,
+                             VIRTIO_IOMMU_S_INVAL);
+            break;
+        case 3:         /* Through another domain of the same table */
+            g_assert_cmpuint(attach_table(s, &s->table, OTHER, EP(1)), ==,
+                             VIRTIO_IOMMU_S_OK);
+            g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, now);
+            g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
+                             VIRTIO_IOMMU_S_OK);
+            break;
+        }
+        assert_reads(s, IOVA, was);
+        inval_range(s, DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
+        assert_reads(s, IOVA, now);
+    }
+    g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_A);
+    stop(s);
+}
+
+/* All queues are alike: INV-D-2 */
 static void test_invalqs(void)
 {
     Stage1 *s = start();
@@ -1848,28 +3218,189 @@ static void test_invalqs(void)
     stop(s);
 }
 
-/* INV-D-48 */
+/* A descriptor of a split ring, or of an indirect table */
+static void put_desc(Stage1 *s, uint64_t table, int i, uint64_t addr,
+                     uint32_t len, uint16_t flags, uint16_t next)
+{
+    qtest_writeq(s->qts, table + i * 16, addr);
+    qtest_writel(s->qts, table + i * 16 + 8, len);
+    qtest_writew(s->qts, table + i * 16 + 12, flags);
+    qtest_writew(s->qts, table + i * 16 + 14, next);
+}
+
+enum {
+    BAD_ORDER, BAD_LOOP, BAD_HEAD, BAD_NEXT, BAD_AVAIL, BAD_INDIRECT_EMPTY,
+    BAD_INDIRECT_LEN, BAD_INDIRECT_NESTED, BAD_INDIRECT_NEXT,
+    BAD_INDIRECT_NOWHERE, NR_BAD
+};
+
+/* Leave something malformed in the queue, in descriptors 0 and up */
+static void send_malformed(Stage1 *s, QVirtQueue *vq, int how)
+{
+    const uint64_t table = REQ + 0x4000;
+    const size_t len = inval_len(1);
+    g_autofree Inval *inv = inval_new(1);
+    uint32_t head = 0;
+
+    qtest_memwrite(s->qts, REQ, inv, len);
+    qtest_memset(s->qts, ANSWER, STATUS_NONE, 64);
+    put_desc(s, vq->desc, 0, REQ, len, VRING_DESC_F_NEXT, 1);
+    put_desc(s, vq->desc, 1, ANSWER, 8, VRING_DESC_F_WRITE, 0);
+    put_desc(s, table, 0, REQ, len, VRING_DESC_F_NEXT, 1);
+    put_desc(s, table, 1, ANSWER, 8, VRING_DESC_F_WRITE, 0);
+    switch (how) {
+    case BAD_ORDER:
+        put_desc(s, vq->desc, 0, ANSWER, 8,
+                 VRING_DESC_F_WRITE | VRING_DESC_F_NEXT, 1);
+        put_desc(s, vq->desc, 1, REQ, len, 0, 0);
+        break;
+    case BAD_LOOP:
+        put_desc(s, vq->desc, 1, ANSWER, 8,
+                 VRING_DESC_F_WRITE | VRING_DESC_F_NEXT, 1);
+        break;
+    case BAD_HEAD:
+        head = vq->size;
+        break;
+    case BAD_NEXT:
+        put_desc(s, vq->desc, 0, REQ, len, VRING_DESC_F_NEXT, vq->size);
+        break;
+    case BAD_AVAIL:
+        qvirtqueue_set_avail_idx(s->qts, s->dev, vq, 3 * vq->size);
+        break;
+    case BAD_INDIRECT_EMPTY:
+        put_desc(s, vq->desc, 0, table, 0, VRING_DESC_F_INDIRECT, 0);
+        break;
+    case BAD_INDIRECT_LEN:
+        put_desc(s, vq->desc, 0, table, 33, VRING_DESC_F_INDIRECT, 0);
+        break;
+    case BAD_INDIRECT_NESTED:
+        put_desc(s, vq->desc, 0, table, 32, VRING_DESC_F_INDIRECT, 0);
+        put_desc(s, table, 0, table, 32, VRING_DESC_F_INDIRECT, 0);
+        break;
+    case BAD_INDIRECT_NEXT:
+        put_desc(s, vq->desc, 0, table, 32, VRING_DESC_F_INDIRECT, 0);
+        put_desc(s, table, 0, REQ, len, VRING_DESC_F_NEXT, 2);
+        break;
+    case BAD_INDIRECT_NOWHERE:
+        put_desc(s, vq->desc, 0, 0xc0000000, 32, VRING_DESC_F_INDIRECT, 0);
+        break;
+    }
+    qvirtqueue_kick(s->qts, s->dev, vq, head);
+}
+
+/* INV-D-48, RST-D-8 */
 static void test_malformed(void)
 {
-    Stage1 *s = start();
-    g_autofree Inval *inv = inval_new(1);
-    const Piece wrong_order[] = {
-        { REQ, 4, false }, { ANSWER, 8, true }, { REQ + 4, 32, false },
-    };
-    uint32_t len;
+    g_autofree uint8_t *untouched = g_malloc(64), *answer = g_malloc(64);
+    Stage1 *s = start_qemu(STAGE1_ON);
+    int how;
 
-    qtest_memwrite(s->qts, REQ, inv, inval_len(1));
-    send_pieces(s, s->invalq[0], wrong_order, 3);
-    g_assert(!done(s, s->invalq[0], &len));
-    g_assert(s->dev->bus->get_status(s->dev) & VIRTIO_CONFIG_S_NEEDS_RESET);
+    memset(untouched, STATUS_NONE, 64);
+    s->features_off = BIT_ULL(VIRTIO_RING_F_EVENT_IDX);
+    for (how = 0; how < NR_BAD; how++) {
+        uint16_t used;
+
+        driver_start(s, true);
+        s->next_table = TABLES;
+        setup(s, X86);
+        assert_reads(s, IOVA, PAGE_A);
+        inval_domain(s, DOMAIN);
+        used = qtest_readw(s->qts, s->invalq[0]->used + 2);
+        send_malformed(s, s->invalq[0], how);
+        g_assert_cmpuint(qtest_readw(s->qts, s->invalq[0]->used + 2), ==, used);
+        /* Nor does it go on */
+        if (how != BAD_AVAIL) {
+            send_many(s, s->invalq[0], 1);
+            s->dev->bus->virtqueue_kick(s->dev, s->invalq[0]);
+            g_assert_cmpuint(qtest_readw(s->qts, s->invalq[0]->used + 2), ==,
+                             used);
+        }
+        qtest_memread(s->qts, ANSWER, answer, 64);
+        g_assert_cmpmem(answer, 64, untouched, 64);
+
+        /* What could not be accessed still cannot */
+        edu_get(s, 0, IOVA);
+        set(s, PAGE_B, 0);
+        edu_put(s, 0, PAGE_B);
+        g_assert_cmphex(get(s, PAGE_B), ==, 0);
+        set(s, PAGE_IO, 0);
+        edu_put(s, 0, IOVA_IO);
+        g_assert_cmphex(get(s, PAGE_IO), ==, PAGE_A);
+
+        driver_free(s);
+        qvirtio_reset(s->dev);
+    }
+    driver_start(s, true);
     stop(s);
 }
 
 /* Tests: reset */
 
+static void reset_queue(Stage1 *s, QVirtQueue *vq)
+{
+    uint64_t reg = s->pci->common_cfg_offset +
+                   offsetof(struct virtio_pci_modern_common_cfg, queue_reset);
+
+    s->dev->bus->queue_select(s->dev, vq->index);
+    qpci_io_writew(s->pci->pdev, s->pci->bar, reg, 1);
+    g_assert_cmpuint(qpci_io_readw(s->pci->pdev, s->pci->bar, reg), ==, 0);
+}
+
+/* RST-D-6, RST-D-7 */
+static void test_reset_queue(void)
+{
+    Stage1 *s = start();
+    g_autofree Inval *inv = inval_new(1);
+    uint64_t untouched;
+    int i;
+
+    g_assert(s->dev->features & BIT_ULL(VIRTIO_F_RING_RESET));
+    memset(&untouched, STATUS_NONE, sizeof(untouched));
+    for (i = 0; i < 3; i++) {
+        assert_reads(s, IOVA, PAGE_A);
+        map_page(s, &s->table, IOVA, PAGE_B);
+        /* The device is not to see this one */
+        send_many(s, s->invalq[0], 1);
+        reset_queue(s, s->invalq[0]);
+        s->dev->bus->virtqueue_kick(s->dev, s->invalq[0]);
+        g_assert_cmphex(qtest_readq(s->qts, ANSWER), ==, untouched);
+        assert_reads(s, IOVA, PAGE_A);
+
+        /* The others go on */
+        inval_len_on(s, s->invalq[1], inv, inval_len(1), 1, VIRTIO_IOMMU_S_OK);
+        assert_reads(s, IOVA, PAGE_B);
+        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
+                         VIRTIO_IOMMU_S_OK);
+        g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_OK);
+        read_faults(s, PAGE_C);
+
+        /* And it may come back */
+        free_queue(s, &s->invalq[0]);
+        s->invalq[0] = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST);
+        map_page(s, &s->table, IOVA, PAGE_A);
+        assert_reads(s, IOVA, PAGE_B);
+        inval_domain(s, DOMAIN);
+    }
+    stop(s);
+}
+
+static void reset(Stage1 *s, bool by_system)
+{
+    if (by_system) {
+        qobject_unref(qtest_qmp(s->qts, "{ 'execute': 'system_reset' }"));
+        qtest_qmp_eventwait(s->qts, "RESET");
+        enable_devs(s);
+        s->dev->features_negotiated = false;
+    } else {
+        qvirtio_reset(s->dev);
+    }
+}
+
+/* RST-D-1, RST-D-2, RST-D-3, RST-D-5 */
 static void test_reset(void)
 {
     Stage1 *s = start();
+    uint8_t events[NR_EVENTS * 64], after[NR_EVENTS * 64];
     int i;
 
     for (i = 0; i < 2; i++) {
@@ -1878,16 +3409,22 @@ static void test_reset(void)
         assert_reads(s, IOVA, PAGE_A);
 
         /* By the driver, by the system */
+        send_many(s, s->invalq[0], 1);
+        qtest_memset(s->qts, EVENTS, STATUS_NONE, sizeof(events));
+        qtest_memread(s->qts, EVENTS, events, sizeof(events));
         driver_free(s);
-        if (i) {
-            qobject_unref(qtest_qmp(s->qts, "{ 'execute': 'system_reset' }"));
-            qtest_qmp_eventwait(s->qts, "RESET");
-            enable_devs(s);
-        } else {
-            qvirtio_reset(s->dev);
-        }
+        reset(s, i);
 
-        /* Attached to nothing: the DMA goes nowhere */
+        /* Attached to nothing: the DMA goes nowhere, and is not reported */
+        fill(s, PAGE_IO, 8, 0x77);
+        edu_get(s, 0, IOVA);
+        edu_put(s, 0, IOVA_IO);
+        edu_put(s, 0, PAGE_IO);
+        assert_filled(s, PAGE_IO, 8, 0x77);
+        qtest_memread(s->qts, EVENTS, after, sizeof(after));
+        g_assert_cmpmem(events, sizeof(events), after, sizeof(after));
+        g_assert_cmphex(qtest_readb(s->qts, ANSWER), ==, STATUS_NONE);
+
         driver_start(s, true);
         assert_attached(s, 0, false);
         inval_one(s, range(DOMAIN, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_NOENT);
@@ -1908,6 +3445,77 @@ static void test_reset(void)
     g_assert_cmpuint(map(s, DOMAIN, IOVA, PAGE_C), ==, VIRTIO_IOMMU_S_OK);
     g_assert_cmpuint(map(s, DOMAIN, IOVA_IO, PAGE_IO), ==, VIRTIO_IOMMU_S_OK);
     assert_reads(s, IOVA, PAGE_C);
+    stop(s);
+}
+
+/* RST-D-1, RST-D-2, RST-D-5: in whatever state the device is */
+static void test_reset_states(void)
+{
+    enum {
+        DRIVER, FEATURES_OK, QUEUES, DRIVER_OK, ATTACHED, REQUESTS, EVENTS_FULL,
+        NEEDS_RESET, QUEUE_OFF, PLAIN_DOMAIN, NR_STATES
+    };
+    Stage1 *s = start_qemu(STAGE1_ON);
+    int state, by_system, i;
+
+    for (by_system = 0; by_system < 2; by_system++) {
+        for (state = 0; state < NR_STATES; state++) {
+            s->next_table = TABLES;
+            if (state == DRIVER) {
+                qvirtio_start_device(s->dev);
+            } else if (state == FEATURES_OK) {
+                driver_negotiate(s, true);
+            } else if (state == QUEUES) {
+                driver_negotiate(s, true);
+                s->reqq = enable_queue(s, 0);
+                s->invalq[0] = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST);
+            } else {
+                driver_start(s, true);
+            }
+            if (state >= ATTACHED) {
+                setup(s, X86);
+                assert_reads(s, IOVA, PAGE_A);
+                map_page(s, &s->table, IOVA, PAGE_B);
+                assert_reads(s, IOVA, PAGE_A);
+            }
+            switch (state) {
+            case REQUESTS:
+                send_many(s, s->invalq[0], 16);
+                break;
+            case EVENTS_FULL:
+                for (i = 0; i < 2 * NR_EVENTS; i++) {
+                    edu_get(s, 0, 0x1000);
+                }
+                break;
+            case NEEDS_RESET:
+                send_malformed(s, s->invalq[0], BAD_ORDER);
+                break;
+            case QUEUE_OFF:
+                reset_queue(s, s->invalq[0]);
+                break;
+            case PLAIN_DOMAIN:
+                g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER,
+                                            EP(0), 0), ==, VIRTIO_IOMMU_S_OK);
+                break;
+            }
+            driver_free(s);
+            reset(s, by_system);
+            g_assert_cmpuint(s->dev->bus->get_status(s->dev), ==, 0);
+
+            driver_start(s, true);
+            assert_attached(s, 0, false);
+            inval_one(s, range(DOMAIN, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);
+            inval_one(s, range(OTHER, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);
+            if (state >= ATTACHED) {
+                g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
+                                 VIRTIO_IOMMU_S_OK);
+                assert_reads(s, IOVA, PAGE_B);
+            }
+            driver_free(s);
+            qvirtio_reset(s->dev);
+        }
+    }
+    driver_start(s, true);
     stop(s);
 }
 
@@ -1941,9 +3549,18 @@ int main(int argc, char **argv)
     STAGE1_TEST("probe", test_probe);
     STAGE1_TEST("off", test_off);
     STAGE1_TEST("options", test_options);
-    STAGE1_TEST("attach", test_attach);
-    STAGE1_TEST("detach", test_detach);
+    STAGE1_TEST("attach/fields", test_attach);
+    STAGE1_TEST("detach/fields", test_detach);
+    STAGE1_TEST("detach/order", test_detach_order);
+    STAGE1_TEST("attach/any", test_attach_any);
+    STAGE1_TEST("attach/widths", test_attach_widths);
     STAGE1_TEST("map-unmap", test_map_unmap);
+    STAGE1_TEST("move", test_move);
+    STAGE1_TEST("ids", test_ids);
+    STAGE1_TEST("bypass", test_bypass);
+    STAGE1_TEST("attachments", test_attachments);
+    STAGE1_TEST("fault/domain", test_fault_domain);
+    STAGE1_TEST("fault/room", test_fault_room);
     STAGE1_TEST("domains", test_domains);
     STAGE1_TEST("check", test_check);
     STAGE1_TEST("invalidate/requests", test_inval_requests);
@@ -1952,8 +3569,20 @@ int main(int argc, char **argv)
     STAGE1_TEST("invalidate/room", test_inval_room);
     STAGE1_TEST("invalidate/queues", test_invalqs);
     STAGE1_TEST("invalidate/malformed", test_malformed);
-    STAGE1_TEST("reset", test_reset);
+    STAGE1_TEST("invalidate/order", test_inval_order);
+    STAGE1_TEST("invalidate/indirect", test_indirect);
+    STAGE1_TEST("invalidate/packed", test_packed);
+    STAGE1_TEST("invalidate/one-queue-of-64", test_queue_of_many);
+    STAGE1_TEST("invalidate/queues-at-once", test_queues_at_once);
+    STAGE1_TEST("reset/device", test_reset);
+    STAGE1_TEST("reset/states", test_reset_states);
+    STAGE1_TEST("reset/queue", test_reset_queue);
     STAGE1_TEST("migration-blocked", test_migration_blocked);
+
+    qtest_add_data_func("/q35/virtio-iommu/stage1/invalidate/many", "",
+                        test_inval_many);
+    qtest_add_data_func("/q35/virtio-iommu/stage1/invalidate/many-in-order",
+                        ",in_order=on", test_inval_many);
 
     for (i = 0; i < ARRAY_SIZE(formats); i++) {
         const Format *f = &formats[i];
@@ -1970,6 +3599,19 @@ int main(int argc, char **argv)
         FORMAT_TEST("range-ends", test_range_ends);
         FORMAT_TEST("leaf", test_leaf);
         FORMAT_TEST("granule", test_inval_granule);
+        FORMAT_TEST("attach-order", test_attach_order);
+        FORMAT_TEST("software-bits", test_software_bits);
+        FORMAT_TEST("crossing", test_crossing);
+        FORMAT_TEST("tables-kept", test_tables_kept);
+        FORMAT_TEST("recursive", test_recursive);
+        FORMAT_TEST("not-memory", test_not_memory);
+        FORMAT_TEST("faults", test_faults);
+        if (!is_x86(f)) {
+            FORMAT_TEST("contiguous", test_contiguous);
+            if (f->input_bits == 48) {
+                FORMAT_TEST("levels", test_arm_levels);
+            }
+        }
     }
     return g_test_run();
 }
