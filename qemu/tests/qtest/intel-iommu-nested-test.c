@@ -1310,7 +1310,7 @@ static void test_migrate(void)
 
     qemu_start(n, "x-flts=on,x-nest=on", incoming);
     wait_for_status(n, "query-status", "running");
-    /* edu itself does not migrate */
+    /* New handles of the devices */
     enable_devs(n);
     g_assert_cmphex(dma_read(n, IOVA), ==, PAGE_B);
     fs_map(n, IOVA, GPA(PAGE_C), FS_RW);
