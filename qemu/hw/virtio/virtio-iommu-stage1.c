@@ -14,7 +14,6 @@
 #include "qemu/cutils.h"
 #include "qemu/iov.h"
 #include "qapi/error.h"
-#include "migration/blocker.h"
 #include "system/address-spaces.h"
 #include "hw/virtio/virtio-iommu-stage1.h"
 #include "standard-headers/linux/virtio_iommu_stage1.h"
@@ -398,6 +397,180 @@ static void handle_invalq(VirtIODevice *vdev, VirtQueue *vq)
 }
 
 /*
+ * Migration
+ *
+ * The guest has the tables in its memory; of a domain, what ATTACH_TABLE said
+ * goes along. What is cached does not: tables start with an empty cache on the
+ * destination, as if every domain had been invalidated, which a device may do
+ * at any time [INV-D-36]. So no request that the source has completed can be
+ * missed by the destination, and what it has not taken is still in the queue.
+ *
+ * The tables themselves are only read, they leave no page dirty. What endpoints
+ * write goes through their address spaces, which take note of it.
+ *
+ * Assigned devices have no tables, is_emulated() sees to that: nothing here has
+ * to know what their hardware caches. When they get tables, this is where
+ * migration has to be blocked while they have one.
+ */
+
+typedef struct TableState {
+    VirtIOIOMMUDomain *parent;
+    VirtIOIOMMUTableConfig cfg;
+} TableState;
+
+static int table_pre_save(void *opaque)
+{
+    TableState *ts = opaque;
+
+    ts->cfg = *virtio_iommu_table_config(ts->parent->table);
+    return 0;
+}
+
+static int table_pre_load(void *opaque)
+{
+    TableState *ts = opaque;
+
+    /* Tables are compared with what is between the fields */
+    memset(&ts->cfg, 0, sizeof(ts->cfg));
+    return 0;
+}
+
+static bool table_post_load(void *opaque, int version_id, Error **errp)
+{
+    TableState *ts = opaque;
+    VirtIOIOMMUDomain *domain = ts->parent;
+    struct virtio_iommu_req_attach_table req = {};
+
+    memcpy(req.bytes, ts->cfg.bytes, sizeof(req.bytes));
+    if (domain->table || check_table(&req, &ts->cfg) != VIRTIO_IOMMU_S_OK) {
+        error_setg(errp, "domain %u has a table that is not supported: "
+                   "format 0x%x, granule 2^%u, %u input bits, %u output bits, "
+                   "root 0x%" PRIx64, domain->id, ts->cfg.format,
+                   ts->cfg.granule_shift, ts->cfg.input_bits,
+                   ts->cfg.output_bits, ts->cfg.root);
+        return false;
+    }
+    domain->table = virtio_iommu_table_new(&ts->cfg);
+    return true;
+}
+
+static const VMStateDescription vmstate_table_state = {
+    .name = "virtio-iommu-table-state",
+    .pre_save = table_pre_save,
+    .pre_load = table_pre_load,
+    .post_load_errp = table_post_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT64(cfg.root, TableState),
+        VMSTATE_UINT16(cfg.format, TableState),
+        VMSTATE_UINT8(cfg.granule_shift, TableState),
+        VMSTATE_UINT8(cfg.input_bits, TableState),
+        VMSTATE_UINT8(cfg.output_bits, TableState),
+        VMSTATE_UINT8_ARRAY(cfg.bytes, TableState, 32),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+static bool table_needed(void *opaque)
+{
+    VirtIOIOMMUDomain *domain = opaque;
+
+    return domain->table;
+}
+
+const VMStateDescription vmstate_virtio_iommu_table = {
+    .name = "domain/table",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .needed = table_needed,
+    .fields = (const VMStateField[]) {
+        VMSTATE_WITH_TMP(VirtIOIOMMUDomain, TableState, vmstate_table_state),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+/*
+ * The device has other queues and another configuration with stage1=on, also
+ * for a driver that knows nothing of it: both sides have to agree.
+ */
+
+static bool stage1_needed(void *opaque)
+{
+    VirtIOIOMMU *s = opaque;
+
+    return s->stage1;
+}
+
+static bool stage1_pre_load(void *opaque, Error **errp)
+{
+    VirtIOIOMMU *s = opaque;
+
+    if (!s->stage1) {
+        error_setg(errp, "the source has stage1=on");
+        return false;
+    }
+    s->stage1_loaded = true;
+    return true;
+}
+
+const VMStateDescription vmstate_virtio_iommu_stage1 = {
+    .name = "virtio-iommu-device/stage1",
+    .version_id = 1,
+    .minimum_version_id = 1,
+    .needed = stage1_needed,
+    .pre_load_errp = stage1_pre_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT16_EQUAL(num_invalqs, VirtIOIOMMU,
+                             "num-invalqs has to be what it is on the source"),
+        VMSTATE_END_OF_LIST()
+    }
+};
+
+typedef struct CheckLoad {
+    VirtIOIOMMU *s;
+    Error *err;
+} CheckLoad;
+
+static gboolean check_loaded_domain(gpointer key, gpointer value, gpointer data)
+{
+    CheckLoad *check = data;
+    VirtIOIOMMUDomain *domain = value;
+    VirtIOIOMMUEndpoint *ep;
+
+    if (!domain->table) {
+        return false;
+    }
+    if (!check->s->stage1 || domain->bypass ||
+        g_tree_nnodes(domain->mappings)) {
+        error_setg(&check->err, "domain %u has a table, but %s", domain->id,
+                   !check->s->stage1 ? "not with stage1=off" :
+                   domain->bypass ? "is in bypass" : "it has mappings, too");
+        return true;
+    }
+    QLIST_FOREACH(ep, &domain->endpoint_list, next) {
+        if (!is_emulated(check->s, container_of(ep->iommu_mr, IOMMUDevice,
+                                                iommu_mr))) {
+            error_setg(&check->err, "endpoint 0x%x cannot have a table here",
+                       ep->id);
+            return true;
+        }
+    }
+    return false;
+}
+
+bool virtio_iommu_stage1_check_load(VirtIOIOMMU *s, Error **errp)
+{
+    CheckLoad check = { .s = s };
+
+    if (s->stage1 != s->stage1_loaded) {
+        error_setg(errp, "the source has stage1=off");
+        return false;
+    }
+    g_tree_foreach(s->domains, check_loaded_domain, &check);
+    error_propagate(errp, check.err);
+    return !check.err;
+}
+
+/*
  * The device
  */
 
@@ -440,9 +613,7 @@ bool virtio_iommu_stage1_check(VirtIOIOMMU *s, Error **errp)
                    VIRTIO_IOMMU_STAGE1_INVALQS_MAX);
         return false;
     }
-    error_setg(&s->stage1_blocker,
-               "virtio-iommu with stage1=on does not support migration");
-    return migrate_add_blocker(&s->stage1_blocker, errp) == 0;
+    return true;
 }
 
 void virtio_iommu_stage1_realize(VirtIOIOMMU *s)
@@ -473,6 +644,5 @@ void virtio_iommu_stage1_unrealize(VirtIOIOMMU *s)
         virtio_delete_queue(s->inval_vqs[i]);
     }
     g_free(s->inval_vqs);
-    migrate_del_blocker(&s->stage1_blocker);
     object_property_del(OBJECT(s), "stale-translations");
 }

@@ -3519,17 +3519,6 @@ static void test_reset_states(void)
     stop(s);
 }
 
-static void test_migration_blocked(void)
-{
-    Stage1 *s = start();
-    QDict *rsp = qtest_qmp(s->qts, "{ 'execute': 'migrate', 'arguments':"
-                           " { 'uri': 'exec:cat >/dev/null' } }");
-
-    g_assert(qdict_haskey(rsp, "error"));
-    qobject_unref(rsp);
-    stop(s);
-}
-
 int main(int argc, char **argv)
 {
     int i;
@@ -3577,7 +3566,6 @@ int main(int argc, char **argv)
     STAGE1_TEST("reset/device", test_reset);
     STAGE1_TEST("reset/states", test_reset_states);
     STAGE1_TEST("reset/queue", test_reset_queue);
-    STAGE1_TEST("migration-blocked", test_migration_blocked);
 
     qtest_add_data_func("/q35/virtio-iommu/stage1/invalidate/many", "",
                         test_inval_many);

@@ -8,6 +8,7 @@
 #define QEMU_VIRTIO_IOMMU_STAGE1_H
 
 #include "hw/virtio/virtio-iommu.h"
+#include "migration/vmstate.h"
 
 /* Most descriptors in an INVALIDATE request */
 #define VIRTIO_IOMMU_STAGE1_INV_DESCS   256
@@ -36,6 +37,13 @@ int virtio_iommu_stage1_attach(VirtIOIOMMU *s, struct iovec *iov,
                                unsigned int iov_cnt);
 int virtio_iommu_stage1_detach(VirtIOIOMMU *s, struct iovec *iov,
                                unsigned int iov_cnt);
+
+/* Migration: subsections of the device, and of a domain */
+extern const VMStateDescription vmstate_virtio_iommu_stage1;
+extern const VMStateDescription vmstate_virtio_iommu_table;
+
+/* Whether what has been loaded of tables, and endpoints, can be used */
+bool virtio_iommu_stage1_check_load(VirtIOIOMMU *s, Error **errp);
 
 void virtio_iommu_table_free(VirtIOIOMMUTable *table);
 
