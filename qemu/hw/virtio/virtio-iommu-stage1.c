@@ -13,6 +13,8 @@
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/iov.h"
+#include "qemu/range.h"
+#include "qemu/reserved-region.h"
 #include "qapi/error.h"
 #include "system/address-spaces.h"
 #include "hw/virtio/virtio-iommu-stage1.h"
@@ -49,10 +51,83 @@ static bool is_emulated(VirtIOIOMMU *s, IOMMUDevice *sdev)
     return true;
 }
 
+/*
+ * IDENTITY windows, which an endpoint has if it can have a table. Of *i, where
+ * to go on, the first is 0. Returns NULL if there are no more.
+ */
+static Range *next_identity_window(VirtIOIOMMU *s, int *i)
+{
+    while (*i < s->nr_prop_resv_regions) {
+        ReservedRegion *r = &s->prop_resv_regions[(*i)++];
+
+        if (r->type == VIRTIO_IOMMU_RESV_MEM_T_IDENTITY) {
+            return &r->range;
+        }
+    }
+    return NULL;
+}
+
+static bool can_map_identity(const VirtIOIOMMUTableConfig *cfg, Range *w)
+{
+    uint64_t last = range_upb(w);
+
+    return virtio_iommu_walk_in_range(cfg, last) && !(last >> cfg->output_bits);
+}
+
+bool virtio_iommu_stage1_may_map(VirtIOIOMMU *s, VirtIOIOMMUDomain *domain,
+                                 uint64_t start, uint64_t last)
+{
+    VirtIOIOMMUEndpoint *ep;
+    Range *w;
+    int i = 0;
+
+    if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1)) {
+        return true;
+    }
+    while ((w = next_identity_window(s, &i))) {
+        if (start > range_upb(w) || last < range_lob(w)) {
+            continue;
+        }
+        QLIST_FOREACH(ep, &domain->endpoint_list, next) {
+            if (is_emulated(s, container_of(ep->iommu_mr, IOMMUDevice,
+                                            iommu_mr))) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static ssize_t probe_identity_windows(VirtIOIOMMU *s, uint8_t *buf,
+                                      size_t free)
+{
+    struct virtio_iommu_probe_resv_mem prop;
+    size_t size = 0;
+    Range *w;
+    int i = 0;
+
+    while ((w = next_identity_window(s, &i))) {
+        if (free - size < sizeof(prop)) {
+            return -ENOSPC;
+        }
+        prop = (struct virtio_iommu_probe_resv_mem){
+            .head.type = cpu_to_le16(VIRTIO_IOMMU_PROBE_T_RESV_MEM),
+            .head.length = cpu_to_le16(sizeof(prop) - sizeof(prop.head)),
+            .subtype = VIRTIO_IOMMU_RESV_MEM_T_IDENTITY,
+            .start = cpu_to_le64(range_lob(w)),
+            .end = cpu_to_le64(range_upb(w)),
+        };
+        memcpy(buf + size, &prop, sizeof(prop));
+        size += sizeof(prop);
+    }
+    return size;
+}
+
 ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
                                   uint8_t *buf, size_t free)
 {
     struct virtio_iommu_probe_table_format prop;
+    ssize_t size;
     int i;
 
     if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1) ||
@@ -77,7 +152,9 @@ ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
         };
         memcpy(buf + i * sizeof(prop), &prop, sizeof(prop));
     }
-    return i * sizeof(prop);
+    size = probe_identity_windows(s, buf + i * sizeof(prop),
+                                  free - i * sizeof(prop));
+    return size < 0 ? size : i * sizeof(prop) + size;
 }
 
 /* Whether a table of Arm format says what it may of its walks */
@@ -159,7 +236,8 @@ static int attach_table(VirtIOIOMMU *s,
     VirtIOIOMMUDomain *domain;
     VirtIOIOMMUEndpoint *ep;
     IOMMUDevice *sdev;
-    int status;
+    Range *w;
+    int status, i = 0;
 
     memcpy(cfg.bytes, req->bytes, sizeof(cfg.bytes));
 
@@ -183,6 +261,11 @@ static int attach_table(VirtIOIOMMU *s,
     status = check_table(req, &cfg);
     if (status != VIRTIO_IOMMU_S_OK) {
         return status;
+    }
+    while ((w = next_identity_window(s, &i))) {
+        if (!can_map_identity(&cfg, w)) {
+            return VIRTIO_IOMMU_S_RANGE;
+        }
     }
 
     /* Whatever is wrong, the endpoint stays where it is */
@@ -599,6 +682,84 @@ int virtio_iommu_stage1_validate_features(VirtIODevice *vdev)
            !virtio_vdev_has_feature(vdev, VIRTIO_IOMMU_F_PROBE) ? -EINVAL : 0;
 }
 
+/* Whether each format can map the window, with each of its granules */
+static bool check_identity_window(Range *w, int nr, Error **errp)
+{
+    int i, shift;
+
+    for (i = 0; i < ARRAY_SIZE(virtio_iommu_table_formats); i++) {
+        const VirtIOIOMMUTableFormat *f = &virtio_iommu_table_formats[i];
+        VirtIOIOMMUTableConfig widest = {
+            .format = f->format,
+            .input_bits = f->input_bits_max,
+            .output_bits = f->output_bits,
+        };
+
+        for (shift = 16; shift > 12; shift -= 2) {
+            if (f->page_size_mask & BIT_ULL(shift)) {
+                break;
+            }
+        }
+        if ((range_lob(w) | (range_upb(w) + 1)) & MAKE_64BIT_MASK(0, shift)) {
+            error_setg(errp, "reserved region %d does not begin and end at "
+                       "multiples of %llu KiB", nr, BIT_ULL(shift - 10));
+            return false;
+        }
+        if (!can_map_identity(&widest, w)) {
+            error_setg(errp, "reserved region %d is above what a stage-1 table "
+                       "can map", nr);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool check_resv_regions(VirtIOIOMMU *s, Error **errp)
+{
+    size_t size = ARRAY_SIZE(virtio_iommu_table_formats) *
+                  sizeof(struct virtio_iommu_probe_table_format);
+    GList *others = NULL;
+    unsigned int nr = 0;
+    int i, j;
+
+    for (i = 0; i < s->nr_prop_resv_regions; i++) {
+        ReservedRegion *r = &s->prop_resv_regions[i];
+
+        if (r->type != VIRTIO_IOMMU_RESV_MEM_T_IDENTITY) {
+            others = resv_region_list_insert(others, g_memdup2(r, sizeof(*r)));
+            continue;
+        }
+        nr++;
+        if (!check_identity_window(&r->range, i, errp)) {
+            goto err;
+        }
+        for (j = 0; j < s->nr_prop_resv_regions; j++) {
+            const Range *other = &s->prop_resv_regions[j].range;
+
+            if (j != i && range_overlaps_range(&r->range, other)) {
+                error_setg(errp, "reserved regions %d and %d overlap", i, j);
+                goto err;
+            }
+        }
+    }
+
+    /* Those that overlap have been split. */
+    nr += g_list_length(others);
+    size += nr * sizeof(struct virtio_iommu_probe_resv_mem);
+    if (size > VIOMMU_PROBE_SIZE) {
+        error_setg(errp, "%u reserved regions do not fit the %d bytes of "
+                   "properties that an endpoint can have", nr,
+                   VIOMMU_PROBE_SIZE);
+        goto err;
+    }
+    g_list_free_full(others, g_free);
+    return true;
+
+err:
+    g_list_free_full(others, g_free);
+    return false;
+}
+
 bool virtio_iommu_stage1_check(VirtIOIOMMU *s, Error **errp)
 {
     if (!s->stage1) {
@@ -613,7 +774,7 @@ bool virtio_iommu_stage1_check(VirtIOIOMMU *s, Error **errp)
                    VIRTIO_IOMMU_STAGE1_INVALQS_MAX);
         return false;
     }
-    return true;
+    return check_resv_regions(s, errp);
 }
 
 void virtio_iommu_stage1_realize(VirtIOIOMMU *s)

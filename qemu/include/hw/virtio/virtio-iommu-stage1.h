@@ -32,6 +32,13 @@ void virtio_iommu_stage1_get_config(VirtIOIOMMU *s, uint8_t *config_data);
 ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
                                   uint8_t *buf, size_t free);
 
+/*
+ * Whether MAP may map the addresses from @start to @last in a domain without a
+ * table
+ */
+bool virtio_iommu_stage1_may_map(VirtIOIOMMU *s, VirtIOIOMMUDomain *domain,
+                                 uint64_t start, uint64_t last);
+
 /* Requests of the request queue. Return VIRTIO_IOMMU_S_*. */
 int virtio_iommu_stage1_attach(VirtIOIOMMU *s, struct iovec *iov,
                                unsigned int iov_cnt);
