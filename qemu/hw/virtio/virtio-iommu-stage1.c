@@ -24,6 +24,12 @@
 
 #define INVALQ_SIZE             256
 
+/*
+ * Descriptors served in one turn. A request counts as at least one, and is not
+ * divided.
+ */
+#define INVALQ_TURN             VIRTIO_IOMMU_STAGE1_INV_DESCS
+
 /* Bounds on what can be in the device-writable part of INVALIDATE */
 #define INV_TAIL_MIN            sizeof(struct virtio_iommu_inv_tail)
 #define INV_TAIL_MAX            64
@@ -52,8 +58,8 @@ static bool is_emulated(VirtIOIOMMU *s, IOMMUDevice *sdev)
 }
 
 /*
- * IDENTITY windows, which an endpoint has if it can have a table. Of *i, where
- * to go on, the first is 0. Returns NULL if there are no more.
+ * IDENTITY windows, which an endpoint has if it can have a table. *i is where
+ * to go on, 0 at first. Returns NULL if there are no more.
  */
 static Range *next_identity_window(VirtIOIOMMU *s, int *i)
 {
@@ -415,8 +421,9 @@ static uint8_t serve_desc(VirtIOIOMMU *s,
     return VIRTIO_IOMMU_S_OK;
 }
 
-/* Returns the used length. */
-static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem)
+/* Returns the used length. Adds the descriptors looked at to @work. */
+static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem,
+                          unsigned int *work)
 {
     size_t readable = iov_size(elem->out_sg, elem->out_num);
     size_t writable = iov_size(elem->in_sg, elem->in_num);
@@ -452,6 +459,7 @@ static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem)
             }
         }
     }
+    *work += i;
     tail.done = cpu_to_le32(i);
     trace_virtio_iommu_invalidate(nr, i, tail.status);
 
@@ -460,22 +468,58 @@ static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem)
     return iov_from_buf(elem->in_sg, elem->in_num, 0, answer, writable);
 }
 
-static void handle_invalq(VirtIODevice *vdev, VirtQueue *vq)
+/* One turn. A virtqueue is left alone while the machine is stopped. */
+static void serve_invalq(void *opaque)
 {
-    VirtIOIOMMU *s = VIRTIO_IOMMU(vdev);
+    VirtIOIOMMUInvalQueue *q = opaque;
+    VirtIODevice *vdev = VIRTIO_DEVICE(q->s);
     VirtQueueElement *elem;
+    unsigned int work = 0;
     size_t len;
 
-    if (!virtio_vdev_has_feature(vdev, VIRTIO_IOMMU_F_STAGE1)) {
+    if (!virtio_vdev_has_feature(vdev, VIRTIO_IOMMU_F_STAGE1) ||
+        !vdev->vm_running) {
         return;
     }
-    while ((elem = virtqueue_pop(vq, sizeof(*elem)))) {
-        WITH_QEMU_LOCK_GUARD(&s->mutex) {
-            len = serve_inval(s, elem);
+    while (work < INVALQ_TURN) {
+        elem = virtqueue_pop(q->vq, sizeof(*elem));
+        if (!elem) {
+            return;
         }
-        virtqueue_push(vq, elem, len);
-        virtio_notify(vdev, vq);
+        work++;
+        WITH_QEMU_LOCK_GUARD(&q->s->mutex) {
+            len = serve_inval(q->s, elem, &work);
+        }
+        virtqueue_push(q->vq, elem, len);
+        virtio_notify(vdev, q->vq);
         g_free(elem);
+    }
+    qemu_bh_schedule(q->bh);
+}
+
+static void handle_invalq(VirtIODevice *vdev, VirtQueue *vq)
+{
+    int i = virtio_get_queue_index(vq) - VIRTIO_IOMMU_VQ_INVAL_FIRST;
+
+    serve_invalq(&VIRTIO_IOMMU(vdev)->invalqs[i]);
+}
+
+/*
+ * Called also when the machine stops and goes on. Requests may be left then, or
+ * have come in between: no other kick will tell of them.
+ */
+void virtio_iommu_stage1_set_status(VirtIOIOMMU *s, uint8_t status)
+{
+    bool run = VIRTIO_DEVICE(s)->vm_running &&
+               (status & VIRTIO_CONFIG_S_DRIVER_OK);
+    int i;
+
+    for (i = 0; s->stage1 && i < s->num_invalqs; i++) {
+        if (run) {
+            qemu_bh_schedule(s->invalqs[i].bh);
+        } else {
+            qemu_bh_cancel(s->invalqs[i].bh);
+        }
     }
 }
 
@@ -784,10 +828,13 @@ void virtio_iommu_stage1_realize(VirtIOIOMMU *s)
     if (!s->stage1) {
         return;
     }
-    s->inval_vqs = g_new(VirtQueue *, s->num_invalqs);
+    s->invalqs = g_new0(VirtIOIOMMUInvalQueue, s->num_invalqs);
     for (i = 0; i < s->num_invalqs; i++) {
-        s->inval_vqs[i] = virtio_add_queue(VIRTIO_DEVICE(s), INVALQ_SIZE,
-                                           handle_invalq);
+        VirtIOIOMMUInvalQueue *q = &s->invalqs[i];
+
+        q->s = s;
+        q->vq = virtio_add_queue(VIRTIO_DEVICE(s), INVALQ_SIZE, handle_invalq);
+        q->bh = virtio_bh_io_new_guarded(DEVICE(s), serve_invalq, q);
     }
     virtio_add_feature(&s->features, VIRTIO_IOMMU_F_STAGE1);
     object_property_add_uint64_ptr(OBJECT(s), "stale-translations",
@@ -802,8 +849,9 @@ void virtio_iommu_stage1_unrealize(VirtIOIOMMU *s)
         return;
     }
     for (i = 0; i < s->num_invalqs; i++) {
-        virtio_delete_queue(s->inval_vqs[i]);
+        qemu_bh_delete(s->invalqs[i].bh);
+        virtio_delete_queue(s->invalqs[i].vq);
     }
-    g_free(s->inval_vqs);
+    g_free(s->invalqs);
     object_property_del(OBJECT(s), "stale-translations");
 }

@@ -14,6 +14,12 @@
 #define VIRTIO_IOMMU_STAGE1_INV_DESCS   256
 #define VIRTIO_IOMMU_STAGE1_INVALQS_MAX 64
 
+struct VirtIOIOMMUInvalQueue {
+    VirtIOIOMMU *s;
+    VirtQueue *vq;
+    QEMUBH *bh;                 /* goes on when a turn is over */
+};
+
 /* Checks the properties, before anything else is done */
 bool virtio_iommu_stage1_check(VirtIOIOMMU *s, Error **errp);
 
@@ -23,6 +29,9 @@ void virtio_iommu_stage1_unrealize(VirtIOIOMMU *s);
 
 /* VirtioDeviceClass::validate_features */
 int virtio_iommu_stage1_validate_features(VirtIODevice *vdev);
+
+/* VirtioDeviceClass::set_status */
+void virtio_iommu_stage1_set_status(VirtIOIOMMU *s, uint8_t status);
 
 /* Size of the configuration space, and what follows virtio_iommu_config */
 size_t virtio_iommu_stage1_config_size(VirtIOIOMMU *s);
