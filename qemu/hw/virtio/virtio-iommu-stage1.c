@@ -25,7 +25,7 @@
 #define INVALQ_SIZE             256
 
 /*
- * Descriptors served in one turn. A request counts as at least one, and is not
+ * Descriptors served in one turn. A request counts as one more, and is not
  * divided.
  */
 #define INVALQ_TURN             VIRTIO_IOMMU_STAGE1_INV_DESCS
@@ -421,8 +421,31 @@ static uint8_t serve_desc(VirtIOIOMMU *s,
     return VIRTIO_IOMMU_S_OK;
 }
 
-/* Returns the used length. Adds the descriptors looked at to @work. */
-static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem,
+static void count_desc(VirtIOIOMMUInvalCounters *c, uint8_t scope,
+                       uint8_t status)
+{
+    switch (status) {
+    case VIRTIO_IOMMU_S_OK:
+        if (scope == VIRTIO_IOMMU_INV_S_DOMAIN) {
+            c->descs_domain++;
+        } else {
+            c->descs_range++;
+        }
+        break;
+    case VIRTIO_IOMMU_S_NOENT:
+        c->descs_noent++;
+        break;
+    case VIRTIO_IOMMU_S_RANGE:
+        c->descs_out_of_range++;
+        break;
+    default:
+        c->descs_inval++;
+        break;
+    }
+}
+
+/* Returns the used length. Adds the descriptors carried out to @work. */
+static size_t serve_inval(VirtIOIOMMUInvalQueue *q, VirtQueueElement *elem,
                           unsigned int *work)
 {
     size_t readable = iov_size(elem->out_sg, elem->out_num);
@@ -433,11 +456,11 @@ static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem,
     size_t tail_size = sizeof(tail) - offsetof(typeof(tail), status);
     unsigned int nr, i = 0;
 
-    if (!readable || writable < INV_TAIL_MIN || writable > INV_TAIL_MAX) {
-        return 0;
-    }
+    q->counters.requests++;
     iov_to_buf(elem->out_sg, elem->out_num, 0, &head, sizeof(head));
-    if (head.type != VIRTIO_IOMMU_T_INVALIDATE) {
+    if (!readable || writable < INV_TAIL_MIN || writable > INV_TAIL_MAX ||
+        head.type != VIRTIO_IOMMU_T_INVALIDATE) {
+        q->counters.requests_unanswered++;
         return 0;
     }
 
@@ -446,6 +469,7 @@ static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem,
         !nr || nr > VIRTIO_IOMMU_STAGE1_INV_DESCS ||
         readable != sizeof(head) +
                     nr * sizeof(struct virtio_iommu_inv_desc)) {
+        q->counters.requests_rejected++;
         tail.status = VIRTIO_IOMMU_S_INVAL;
     } else {
         struct virtio_iommu_inv_desc desc;
@@ -453,7 +477,8 @@ static size_t serve_inval(VirtIOIOMMU *s, VirtQueueElement *elem,
         for (i = 0; i < nr; i++) {
             iov_to_buf(elem->out_sg, elem->out_num,
                        sizeof(head) + i * sizeof(desc), &desc, sizeof(desc));
-            tail.status = serve_desc(s, &desc);
+            tail.status = serve_desc(q->s, &desc);
+            count_desc(&q->counters, desc.scope, tail.status);
             if (tail.status != VIRTIO_IOMMU_S_OK) {
                 break;
             }
@@ -488,11 +513,14 @@ static void serve_invalq(void *opaque)
         }
         work++;
         WITH_QEMU_LOCK_GUARD(&q->s->mutex) {
-            len = serve_inval(q->s, elem, &work);
+            len = serve_inval(q, elem, &work);
         }
         virtqueue_push(q->vq, elem, len);
         virtio_notify(vdev, q->vq);
         g_free(elem);
+    }
+    WITH_QEMU_LOCK_GUARD(&q->s->mutex) {
+        q->counters.turns_ended++;
     }
     qemu_bh_schedule(q->bh);
 }

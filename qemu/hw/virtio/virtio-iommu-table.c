@@ -147,6 +147,23 @@ const VirtIOIOMMUTableConfig *virtio_iommu_table_config(VirtIOIOMMUTable *t)
     return &t->cfg;
 }
 
+void virtio_iommu_table_count_cached(VirtIOIOMMUTable *t, uint32_t *leaves,
+                                     uint32_t *tables)
+{
+    uint32_t nr[NR_KINDS] = {};
+    int kind, shift;
+
+    for (kind = 0; kind < NR_KINDS; kind++) {
+        for (shift = 0; shift < 64; shift++) {
+            if (t->cache[kind][shift]) {
+                nr[kind] += g_hash_table_size(t->cache[kind][shift]);
+            }
+        }
+    }
+    *leaves = nr[LEAVES];
+    *tables = nr[TABLES];
+}
+
 void virtio_iommu_table_free(VirtIOIOMMUTable *t)
 {
     if (t) {
@@ -226,10 +243,12 @@ void virtio_iommu_table_translate(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep,
         if (e) {
             cached = true;
             walk = e->walk;
+            s->counters.hits++;
             trace_virtio_iommu_table_hit(ep->domain->id, addr, walk.base,
                                          walk.shift, walk.perm);
         } else {
             found = table_walk_cached(t, addr, &walk, &cached);
+            s->counters.walks++;
             trace_virtio_iommu_table_walk(ep->domain->id, addr, found,
                                           found ? walk.base : 0,
                                           found ? walk.shift : 0,

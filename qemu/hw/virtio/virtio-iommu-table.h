@@ -14,6 +14,9 @@ VirtIOIOMMUTable *virtio_iommu_table_new(const VirtIOIOMMUTableConfig *cfg);
 
 const VirtIOIOMMUTableConfig *virtio_iommu_table_config(VirtIOIOMMUTable *t);
 
+void virtio_iommu_table_count_cached(VirtIOIOMMUTable *t, uint32_t *leaves,
+                                     uint32_t *tables);
+
 /* Drop all that is cached of the domain's table. */
 void virtio_iommu_table_invalidate_all(VirtIOIOMMUDomain *domain);
 

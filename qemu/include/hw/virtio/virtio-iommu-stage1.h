@@ -18,6 +18,7 @@ struct VirtIOIOMMUInvalQueue {
     VirtIOIOMMU *s;
     VirtQueue *vq;
     QEMUBH *bh;                 /* goes on when a turn is over */
+    VirtIOIOMMUInvalCounters counters;
 };
 
 /* Checks the properties, before anything else is done */
