@@ -725,7 +725,7 @@ static char *make_args(const char *dir, const char *disk,
     g_string_append_printf(s, " -device virtio-blk-pci,addr=%d,drive=disk,"
                            "disable-legacy=on,iommu_platform=on,rerror=stop"
                            " -device virtio-iommu-pci,addr=%d,"
-                           "boot-bypass=off,%s ",
+                           "boot-bypass=on,%s ",
                            BLK_SLOT, IOMMU_SLOT, iommu_opts);
     for (i = 0; i < NR_EDUS; i++) {
         g_string_append_printf(s, "-device edu,addr=%x,"
@@ -736,6 +736,8 @@ static char *make_args(const char *dir, const char *disk,
 
 #define STAGE1_ON       "stage1=on,num-invalqs=3"
 #define STAGE1_OFF      "stage1=off"
+/* All else that a PCI device shows to its driver is as with stage1=off */
+#define STAGE1_INTX     STAGE1_ON ",vectors=0"
 
 static uint64_t wanted_features(Guest *g, QVirtioDevice *dev)
 {
@@ -769,16 +771,17 @@ static char *new_dir(void)
     return dir;
 }
 
-static Guest *start_qemu(const char *disk, bool stage1)
+static Guest *start_qemu(const char *disk, const char *iommu_opts)
 {
+    bool stage1 = strcmp(iommu_opts, STAGE1_OFF);
     Guest *g = g_new0(Guest, 1);
     g_autofree char *args = NULL;
     uint64_t features;
     int i;
 
     g->dir = new_dir();
-    g->args = make_args(g->dir, DISK, stage1 ? STAGE1_ON : STAGE1_OFF);
-    args = make_args(g->dir, disk, stage1 ? STAGE1_ON : STAGE1_OFF);
+    g->args = make_args(g->dir, DISK, iommu_opts);
+    args = make_args(g->dir, disk, iommu_opts);
     g->stage1 = stage1;
     g->qts = qtest_init(args);
     g->bus = qpci_new_pc(g->qts, NULL);
@@ -803,6 +806,9 @@ static Guest *start_qemu(const char *disk, bool stage1)
         vq_push(g, g->eventq, i);
     }
     vq_kick(g->eventq);
+    /* A destination begins in bypass, and must not stay there */
+    qpci_io_writeb(g->pci->pdev, g->pci->bar, g->pci->device_cfg_offset +
+                   offsetof(struct virtio_iommu_config, bypass), 0);
 
     for (i = 0; i < NR_EDUS; i++) {
         g->edu[i] = qpci_device_find(g->bus, EP_EDU(i));
@@ -864,9 +870,9 @@ static void setup_domains(Guest *g)
     qvirtio_set_driver_ok(g->blk);
 }
 
-static Guest *start(const char *disk, bool stage1)
+static Guest *start(const char *disk, const char *iommu_opts)
 {
-    Guest *g = start_qemu(disk, stage1);
+    Guest *g = start_qemu(disk, iommu_opts);
 
     setup_domains(g);
     return g;
@@ -1363,28 +1369,33 @@ static void test_hops(Guest *g, int nr_hops)
 
 static void test_stage1(void)
 {
-    test_hops(start(DISK, true), NR_HOPS);
+    test_hops(start(DISK, STAGE1_ON), NR_HOPS);
 }
 
 /* The stream is as it was before there were tables */
 static void test_off(void)
 {
-    test_hops(start(DISK, false), 3);
+    test_hops(start(DISK, STAGE1_OFF), 3);
 }
 
 /* Both sides have to be alike, also for a driver that does not use it */
 static void test_mismatch(void)
 {
     const struct {
-        bool on;
-        const char *opts;
+        const char *from;
+        const char *to;
         const char *error;
     } bad[] = {
-        { true, STAGE1_OFF, "the source has stage1=on" },
-        { true, "stage1=on,num-invalqs=2", "num-invalqs has to be" },
-        { true, "stage1=on,num-invalqs=4", "num-invalqs has to be" },
-        { false, STAGE1_ON, "the source has stage1=off" },
-        { false, "stage1=on", "the source has stage1=off" },
+        { STAGE1_INTX, STAGE1_OFF, "the source has stage1=on" },
+        { STAGE1_INTX, "stage1=on,num-invalqs=2,vectors=0",
+          "num-invalqs has to be" },
+        { STAGE1_INTX, "stage1=on,num-invalqs=4,vectors=0",
+          "num-invalqs has to be" },
+        { STAGE1_OFF, STAGE1_INTX, "the source has stage1=off" },
+        { STAGE1_OFF, "stage1=on,vectors=0", "the source has stage1=off" },
+        { STAGE1_ON, STAGE1_OFF, "Failed to load" },
+        { STAGE1_ON, "stage1=on,num-invalqs=2", "Failed to load" },
+        { STAGE1_OFF, STAGE1_ON, "Failed to load" },
     };
     GByteArray *stream = NULL;
     Guest *g = NULL;
@@ -1393,15 +1404,15 @@ static void test_mismatch(void)
     for (i = 0; i < ARRAY_SIZE(bad); i++) {
         g_autofree char *args = NULL;
 
-        if (!i || bad[i].on != bad[i - 1].on) {
+        if (!i || strcmp(bad[i].from, bad[i - 1].from)) {
             if (g) {
                 g_byte_array_unref(stream);
                 stop(g);
             }
-            g = start(DISK, bad[i].on);
+            g = start(DISK, bad[i].from);
             stream = migrate_to_stream(g);
         }
-        args = make_args(g->dir, DISK, bad[i].opts);
+        args = make_args(g->dir, DISK, bad[i].to);
         load_fails(g, args, stream, bad[i].error);
     }
     g_byte_array_unref(stream);
@@ -1467,7 +1478,7 @@ static void test_bad_stream(void)
         { TABLE_BYTES + 8, 1, 1, "not supported" },             /* sh */
         { TABLE_BYTES + 31, 1, 1, "not supported" },
     };
-    Guest *g = start(DISK, true);
+    Guest *g = start(DISK, STAGE1_ON);
     GByteArray *stream = migrate_to_stream(g);
     size_t arm = find_subsection(stream, "domain/table", 1);
     uint8_t saved[8], val[8];
@@ -1509,7 +1520,7 @@ static void test_bad_stream(void)
  */
 static void test_disk_error(void)
 {
-    Guest *g = start(BAD_DISK, true);
+    Guest *g = start(BAD_DISK, STAGE1_ON);
     GByteArray *stream;
 
     blk_post_one(g, 1, true, 0);
@@ -1541,7 +1552,7 @@ static void wait_for_factorial(Guest *g)
 
 static void test_edu(void)
 {
-    Guest *g = start(DISK, true);
+    Guest *g = start(DISK, STAGE1_ON);
     GByteArray *stream;
     uint8_t fact[12], *p;
 
