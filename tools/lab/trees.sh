@@ -426,7 +426,8 @@ qemu_options=(--python=/usr/bin/python3 --disable-download --target-list=x86_64-
 	--enable-system --enable-tcg --enable-kvm --enable-fdt=system --enable-vhost-kernel --enable-vhost-net
 	--disable-werror --disable-debug-info --disable-docs --disable-install-blobs --without-default-devices
 	--with-devices-x86_64=lab --with-devices-aarch64=lab --firmwarepath=/usr/share/seabios:/usr/share/qemu)
-qtests=(intel-iommu-test)
+# QEMU's own that are about what we change
+qtests=(intel-iommu-test qos-test)
 
 qemu_qtests() {
 	local t
@@ -448,7 +449,8 @@ build_qemu() {
 	lock "$tree_lock.build" "QEMU '$work_name'"
 	build=$tree/build
 	qemu_build=$build
-	hash=$( (cat "$tree/.lab-build-hash"; echo "${qemu_options[@]}"; gcc -dumpfullversion) | sha256sum | cut -d' ' -f1)
+	hash=$( (cat "$tree/.lab-build-hash"; echo "${qemu_options[@]}" "${qtests[@]}"; gcc -dumpfullversion) | sha256sum |
+		cut -d' ' -f1)
 	[[ ! $tests ]] || stamp=.lab-stamp-tests
 	if [[ -f $build/$stamp && $(<"$build/$stamp") == "$hash" ]]; then
 		step "qemu: up to date"
