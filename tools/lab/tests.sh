@@ -8,7 +8,7 @@ results=$out/test
 
 check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkpatch_linux checkpatch_qemu kernel_doc units
 	unit_faults neutral sparse arm64)
-vm_stages=(trees qtests faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
+vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
 	iommufd_debug_arm64
 	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64 demo demo_drop bench splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
@@ -468,6 +468,13 @@ bench_into() {
 	lab_bench >"$1" || rc=$?
 	cat "$out"/bench.*.out >>"$1"
 	return "$rc"
+}
+
+# Seeded faults in QEMU's virtio-iommu device.
+check_qemu_faults() {
+	build_qemu tests >&2 || die "QEMU was not built"
+	make_roms "$qemu_build/qemu-bundle/usr/local/share/qemu"
+	TREE=$tree BUILD=$qemu_build OUT=$out/qemu-faults "$repo/tools/testing/faults/run-qemu"
 }
 
 check_faults() {
