@@ -493,6 +493,20 @@ static size_t serve_inval(VirtIOIOMMUInvalQueue *q, VirtQueueElement *elem,
     return iov_from_buf(elem->in_sg, elem->in_num, 0, answer, writable);
 }
 
+/* virtqueue_pop() takes any address: what is not memory, it bounces. */
+static bool is_memory(const struct iovec *sg, unsigned int nr)
+{
+    ram_addr_t offset;
+    unsigned int i;
+
+    for (i = 0; i < nr; i++) {
+        if (!memory_region_from_host(sg[i].iov_base, &offset)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* One turn. A virtqueue is left alone while the machine is stopped. */
 static void serve_invalq(void *opaque)
 {
@@ -509,6 +523,13 @@ static void serve_invalq(void *opaque)
     while (work < INVALQ_TURN) {
         elem = virtqueue_pop(q->vq, sizeof(*elem));
         if (!elem) {
+            return;
+        }
+        if (!is_memory(elem->out_sg, elem->out_num) ||
+            !is_memory(elem->in_sg, elem->in_num)) {
+            virtio_error(vdev, "virtio-iommu: buffer is not in memory");
+            virtqueue_detach_element(q->vq, elem, 0);
+            g_free(elem);
             return;
         }
         work++;
