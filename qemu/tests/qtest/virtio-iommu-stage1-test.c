@@ -38,6 +38,9 @@
 #define IOVA            0x12340000ULL
 #define IOVA_IO         0x80000000ULL
 
+#define RAM_END         0x80000000ULL
+#define NOWHERE         0xc0000000ULL   /* Not in memory */
+
 #define STATUS_NONE     0xee            /* Not written */
 #define NR_EVENTS       8
 #define NR_INVALQS      2
@@ -3238,7 +3241,7 @@ static void put_desc(Stage1 *s, uint64_t table, int i, uint64_t addr,
 enum {
     BAD_ORDER, BAD_LOOP, BAD_HEAD, BAD_NEXT, BAD_AVAIL, BAD_INDIRECT_EMPTY,
     BAD_INDIRECT_LEN, BAD_INDIRECT_NESTED, BAD_INDIRECT_NEXT,
-    BAD_INDIRECT_NOWHERE, NR_BAD
+    BAD_INDIRECT_NOWHERE, BAD_READABLE, BAD_WRITABLE, BAD_READABLE_END, NR_BAD
 };
 
 /* Leave something malformed in the queue, in descriptors 0 and up */
@@ -3289,7 +3292,18 @@ static void send_malformed(Stage1 *s, QVirtQueue *vq, int how)
         put_desc(s, table, 0, REQ, len, VRING_DESC_F_NEXT, 2);
         break;
     case BAD_INDIRECT_NOWHERE:
-        put_desc(s, vq->desc, 0, 0xc0000000, 32, VRING_DESC_F_INDIRECT, 0);
+        put_desc(s, vq->desc, 0, NOWHERE, 32, VRING_DESC_F_INDIRECT, 0);
+        break;
+    case BAD_READABLE:
+        put_desc(s, vq->desc, 0, NOWHERE, len, VRING_DESC_F_NEXT, 1);
+        break;
+    case BAD_WRITABLE:
+        put_desc(s, vq->desc, 1, NOWHERE, 8, VRING_DESC_F_WRITE, 0);
+        break;
+    case BAD_READABLE_END:
+        /* The head is in memory, the descriptors are not */
+        qtest_memwrite(s->qts, RAM_END - 4, inv, 4);
+        put_desc(s, vq->desc, 0, RAM_END - 4, len, VRING_DESC_F_NEXT, 1);
         break;
     }
     qvirtqueue_kick(s->qts, s->dev, vq, head);
