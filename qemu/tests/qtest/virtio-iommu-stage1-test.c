@@ -1513,7 +1513,7 @@ static void test_attach_any(void)
     g_assert_cmpuint(attach_table(s, &empty, OTHER, EP(0)), ==,
                      VIRTIO_IOMMU_S_OK);
     read_faults(s, IOVA);
-    /* It fills later, without an invalidation */
+    /* TBL-D-9: it fills later, which the device sees by itself */
     map_page(s, &empty, IOVA, PAGE_B);
     map_page(s, &empty, IOVA_IO, PAGE_IO);
     assert_reads(s, IOVA, PAGE_B);
