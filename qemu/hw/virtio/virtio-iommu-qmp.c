@@ -9,7 +9,7 @@
 #include "qapi/qapi-commands-virtio.h"
 #include "hw/virtio/virtio-iommu-stage1.h"
 #include "standard-headers/linux/virtio_iommu_stage1.h"
-#include "virtio-iommu-table.h"
+#include "virtio-iommu-check.h"
 
 void virtio_iommu_count_request(VirtIOIOMMU *s, uint8_t type)
 {
@@ -129,7 +129,6 @@ static VirtioIommuInfo *query_device(VirtIOIOMMU *s)
     info->stage1_negotiated = virtio_vdev_has_feature(VIRTIO_DEVICE(s),
                                                       VIRTIO_IOMMU_F_STAGE1);
     info->bypass = s->config.bypass;
-    info->check = s->stage1_check;
 
     QEMU_LOCK_GUARD(&s->mutex);
     /* There is no tree before the first reset */
@@ -142,7 +141,9 @@ static VirtioIommuInfo *query_device(VirtIOIOMMU *s)
     }
     info->table_hits = s->counters.hits;
     info->table_walks = s->counters.walks;
-    info->stale_translations = s->stage1_stale;
+    if (s->check) {
+        info->check = virtio_iommu_check_query(s->check);
+    }
     info->faults_reported = s->counters.faults_reported;
     info->faults_dropped = s->counters.faults_dropped;
     return info;

@@ -20,6 +20,7 @@
 #include "hw/virtio/virtio-iommu-stage1.h"
 #include "standard-headers/linux/virtio_iommu_stage1.h"
 #include "trace.h"
+#include "virtio-iommu-check.h"
 #include "virtio-iommu-table.h"
 
 #define INVALQ_SIZE             256
@@ -292,6 +293,7 @@ static int attach_table(VirtIOIOMMU *s,
     if (!domain) {
         domain = virtio_iommu_get_domain(s, domain_id, false);
         domain->table = virtio_iommu_table_new(&cfg);
+        virtio_iommu_table_set_check(domain->table, s->check);
     }
     QLIST_INSERT_HEAD(&domain->endpoint_list, ep, next);
     ep->domain = domain;
@@ -722,6 +724,7 @@ static gboolean check_loaded_domain(gpointer key, gpointer value, gpointer data)
                    domain->bypass ? "is in bypass" : "it has mappings, too");
         return true;
     }
+    virtio_iommu_table_set_check(domain->table, check->s->check);
     QLIST_FOREACH(ep, &domain->endpoint_list, next) {
         if (!is_emulated(check->s, container_of(ep->iommu_mr, IOMMUDevice,
                                                 iommu_mr))) {
@@ -886,8 +889,7 @@ void virtio_iommu_stage1_realize(VirtIOIOMMU *s)
         q->bh = virtio_bh_io_new_guarded(DEVICE(s), serve_invalq, q);
     }
     virtio_add_feature(&s->features, VIRTIO_IOMMU_F_STAGE1);
-    object_property_add_uint64_ptr(OBJECT(s), "stale-translations",
-                                   &s->stage1_stale, OBJ_PROP_FLAG_READ);
+    virtio_iommu_check_realize(s);
 }
 
 void virtio_iommu_stage1_unrealize(VirtIOIOMMU *s)
@@ -902,5 +904,5 @@ void virtio_iommu_stage1_unrealize(VirtIOIOMMU *s)
         virtio_delete_queue(s->invalqs[i].vq);
     }
     g_free(s->invalqs);
-    object_property_del(OBJECT(s), "stale-translations");
+    virtio_iommu_check_unrealize(s);
 }

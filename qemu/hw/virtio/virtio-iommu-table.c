@@ -13,6 +13,7 @@
 #include "qemu/bitops.h"
 #include "standard-headers/linux/virtio_iommu_stage1.h"
 #include "trace.h"
+#include "virtio-iommu-check.h"
 #include "virtio-iommu-table.h"
 
 /* Entries of a domain; if there are more, all are dropped */
@@ -20,28 +21,37 @@
 
 enum { LEAVES, TABLES, NR_KINDS };
 
-/*
- * An entry that was read, by the number of its position among those of its
- * size: @walk is where it leads to.
- */
-typedef struct CachedEntry {
-    uint64_t number;
-    VirtIOIOMMUWalk walk;
-} CachedEntry;
-
 struct VirtIOIOMMUTable {
     VirtIOIOMMUTableConfig cfg;
-    /* CachedEntry by number, for each log2 of the size that entries cover */
+    /*
+     * VirtIOIOMMUCached by number, for each log2 of the size that entries
+     * cover. In @entries, the next one to be checked is the first.
+     */
     GHashTable *cache[NR_KINDS][64];
+    QTAILQ_HEAD(, VirtIOIOMMUCached) entries;
     unsigned int nr_cached;
+    VirtIOIOMMUCheck *check;
 };
 
 /*
  * Cache
  */
 
-static CachedEntry *cache_find(VirtIOIOMMUTable *t, int kind, uint8_t shift,
-                               uint64_t addr)
+static void cached_free(gpointer opaque)
+{
+    VirtIOIOMMUCached *e = opaque;
+    VirtIOIOMMUTable *t = e->table;
+
+    if (t->check) {
+        virtio_iommu_check_forget(t->check, e);
+    }
+    QTAILQ_REMOVE(&t->entries, e, next);
+    t->nr_cached--;
+    g_free(e);
+}
+
+static VirtIOIOMMUCached *cache_find(VirtIOIOMMUTable *t, int kind,
+                                     uint8_t shift, uint64_t addr)
 {
     uint64_t number = addr >> shift;
 
@@ -56,10 +66,10 @@ static CachedEntry *cache_find(VirtIOIOMMUTable *t, int kind, uint8_t shift,
  * Leaves of two sizes cover an address when one was read after the other had
  * changed, and this is not invalidated yet.
  */
-static CachedEntry *cache_find_smallest(VirtIOIOMMUTable *t, int kind,
-                                        uint64_t addr)
+static VirtIOIOMMUCached *cache_find_smallest(VirtIOIOMMUTable *t, int kind,
+                                              uint64_t addr)
 {
-    CachedEntry *e = NULL;
+    VirtIOIOMMUCached *e = NULL;
     uint8_t shift;
 
     for (shift = t->cfg.granule_shift; shift < 64 && !e; shift++) {
@@ -77,13 +87,13 @@ static void cache_drop_all(VirtIOIOMMUTable *t)
             g_clear_pointer(&t->cache[kind][shift], g_hash_table_destroy);
         }
     }
-    t->nr_cached = 0;
+    g_assert(!t->nr_cached);
 }
 
 static void cache_add(VirtIOIOMMUTable *t, int kind, uint8_t shift,
                       uint64_t addr, const VirtIOIOMMUWalk *walk)
 {
-    CachedEntry *e;
+    VirtIOIOMMUCached *e;
 
     if (t->nr_cached >= CACHE_ENTRIES_MAX) {
         cache_drop_all(t);
@@ -91,22 +101,32 @@ static void cache_add(VirtIOIOMMUTable *t, int kind, uint8_t shift,
     if (!t->cache[kind][shift]) {
         t->cache[kind][shift] = g_hash_table_new_full(g_int64_hash,
                                                       g_int64_equal,
-                                                      NULL, g_free);
+                                                      NULL, cached_free);
     }
-    e = g_new(CachedEntry, 1);
+    e = g_new0(VirtIOIOMMUCached, 1);
+    e->table = t;
     e->number = addr >> shift;
+    e->shift = shift;
     e->walk = *walk;
-    if (g_hash_table_replace(t->cache[kind][shift], &e->number, e)) {
-        t->nr_cached++;
+    QTAILQ_INSERT_TAIL(&t->entries, e, next);
+    t->nr_cached++;
+    g_hash_table_replace(t->cache[kind][shift], &e->number, e);
+    if (t->check) {
+        virtio_iommu_check_start(t->check);
     }
 }
 
-/* Drop the entries of one size that cover an address of the range. */
-static void cache_drop_range(VirtIOIOMMUTable *t, int kind, uint8_t shift,
-                             uint64_t start, uint64_t last)
+/* Returns whether to drop the entry. */
+typedef bool CacheVisitor(VirtIOIOMMUCached *e, void *opaque);
+
+/* Visit the entries of one size that cover an address of the range. */
+static void cache_visit(VirtIOIOMMUTable *t, int kind, uint8_t shift,
+                        uint64_t start, uint64_t last, CacheVisitor *visitor,
+                        void *opaque)
 {
     GHashTable *cache = t->cache[kind][shift];
     uint64_t first_number = start >> shift, last_number = last >> shift;
+    VirtIOIOMMUCached *e;
     uint64_t i;
 
     if (!cache) {
@@ -114,17 +134,19 @@ static void cache_drop_range(VirtIOIOMMUTable *t, int kind, uint8_t shift,
     }
     if (last_number - first_number < g_hash_table_size(cache)) {
         for (i = first_number; i <= last_number; i++) {
-            t->nr_cached -= g_hash_table_remove(cache, &i);
+            e = g_hash_table_lookup(cache, &i);
+            if (e && visitor(e, opaque)) {
+                g_hash_table_remove(cache, &i);
+            }
         }
     } else {
         GHashTableIter iter;
-        CachedEntry *e;
 
         g_hash_table_iter_init(&iter, cache);
         while (g_hash_table_iter_next(&iter, NULL, (void **)&e)) {
-            if (e->number >= first_number && e->number <= last_number) {
+            if (e->number >= first_number && e->number <= last_number &&
+                visitor(e, opaque)) {
                 g_hash_table_iter_remove(&iter);
-                t->nr_cached--;
             }
         }
     }
@@ -139,7 +161,13 @@ VirtIOIOMMUTable *virtio_iommu_table_new(const VirtIOIOMMUTableConfig *cfg)
     VirtIOIOMMUTable *t = g_new0(VirtIOIOMMUTable, 1);
 
     t->cfg = *cfg;
+    QTAILQ_INIT(&t->entries);
     return t;
+}
+
+void virtio_iommu_table_set_check(VirtIOIOMMUTable *t, VirtIOIOMMUCheck *check)
+{
+    t->check = check;
 }
 
 const VirtIOIOMMUTableConfig *virtio_iommu_table_config(VirtIOIOMMUTable *t)
@@ -172,24 +200,11 @@ void virtio_iommu_table_free(VirtIOIOMMUTable *t)
     }
 }
 
-/* Walk without a look at what is cached. */
-static bool table_walk(VirtIOIOMMUTable *t, uint64_t addr,
-                       VirtIOIOMMUWalk *walk)
-{
-    virtio_iommu_walk_start(&t->cfg, walk);
-    while (!walk->leaf) {
-        if (!virtio_iommu_walk_step(&t->cfg, addr, walk)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 /* Walk from the last table that is cached, and cache what is read. */
 static bool table_walk_cached(VirtIOIOMMUTable *t, uint64_t addr,
                               VirtIOIOMMUWalk *walk, bool *used_cache)
 {
-    CachedEntry *e = cache_find_smallest(t, TABLES, addr);
+    VirtIOIOMMUCached *e = cache_find_smallest(t, TABLES, addr);
     uint8_t shift;
 
     *used_cache = e;
@@ -208,24 +223,6 @@ static bool table_walk_cached(VirtIOIOMMUTable *t, uint64_t addr,
     return true;
 }
 
-/* Report what is used although the table does not say so any more. */
-static void check_walk(VirtIOIOMMU *s, VirtIOIOMMUDomain *domain, uint64_t addr,
-                       const VirtIOIOMMUWalk *walk)
-{
-    VirtIOIOMMUWalk now = {};
-
-    if (!table_walk(domain->table, addr, &now)) {
-        now = (VirtIOIOMMUWalk){};
-    }
-    if (now.leaf && now.base == walk->base && now.shift == walk->shift &&
-        now.perm == walk->perm) {
-        return;
-    }
-    s->stage1_stale++;
-    trace_virtio_iommu_table_stale(domain->id, addr, walk->base, walk->shift,
-                                   walk->perm, now.base, now.shift, now.perm);
-}
-
 void virtio_iommu_table_translate(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep,
                                   uint64_t addr, IOMMUAccessFlags flag,
                                   IOMMUTLBEntry *entry)
@@ -235,7 +232,7 @@ void virtio_iommu_table_translate(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep,
     uint32_t fault_flags = VIRTIO_IOMMU_FAULT_F_ADDRESS;
     bool found, cached = false;
     VirtIOIOMMUWalk walk;
-    CachedEntry *e;
+    VirtIOIOMMUCached *e;
 
     found = virtio_iommu_walk_in_range(&t->cfg, addr);
     if (found) {
@@ -254,8 +251,9 @@ void virtio_iommu_table_translate(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep,
                                           found ? walk.shift : 0,
                                           found ? walk.perm : 0);
         }
-        if (found && cached && s->stage1_check) {
-            check_walk(s, ep->domain, addr, &walk);
+        if (found && cached && t->check) {
+            virtio_iommu_check_translation(t->check, ep->domain->id, &t->cfg,
+                                           addr, &walk);
         }
     }
 
@@ -299,10 +297,27 @@ static void notify_endpoints(VirtIOIOMMUDomain *domain, uint64_t start,
     }
 }
 
-void virtio_iommu_table_invalidate_all(VirtIOIOMMUDomain *domain)
+typedef struct Invalidation {
+    VirtIOIOMMUDomain *domain;
+    bool keep;
+    int64_t budget;
+} Invalidation;
+
+/* While there is budget, entries are checked before they go. */
+static bool invalidate_entry(VirtIOIOMMUCached *e, void *opaque)
 {
-    cache_drop_all(domain->table);
-    notify_endpoints(domain, 0, UINT64_MAX);
+    VirtIOIOMMUTable *t = e->table;
+    Invalidation *inv = opaque;
+
+    if (t->check && inv->budget > 0) {
+        virtio_iommu_check_entry(t->check, inv->domain->id, &t->cfg, e,
+                                 !inv->keep, &inv->budget);
+        if (inv->keep) {
+            virtio_iommu_check_promise(t->check, inv->domain->id, &t->cfg, e,
+                                       &inv->budget);
+        }
+    }
+    return !inv->keep;
 }
 
 /*
@@ -314,13 +329,62 @@ void virtio_iommu_table_invalidate(VirtIOIOMMUDomain *domain, uint64_t start,
                                    bool leaf_only)
 {
     VirtIOIOMMUTable *t = domain->table;
+    Invalidation inv = { domain, .budget = VIRTIO_IOMMU_CHECK_BUDGET };
     uint8_t shift;
+    int kind;
 
-    for (shift = MAX(leaf_shift, t->cfg.granule_shift); shift < 64; shift++) {
-        cache_drop_range(t, LEAVES, shift, start, last);
-        if (!leaf_only) {
-            cache_drop_range(t, TABLES, shift, start, last);
+    if (t->check) {
+        virtio_iommu_check_begin(t->check);
+    }
+    for (kind = 0; kind < NR_KINDS; kind++) {
+        for (shift = t->cfg.granule_shift; shift < 64; shift++) {
+            inv.keep = shift < leaf_shift || (kind == TABLES && leaf_only);
+            if (t->check || !inv.keep) {
+                cache_visit(t, kind, shift, start, last, invalidate_entry,
+                            &inv);
+            }
         }
     }
+    if (t->check) {
+        virtio_iommu_check_end(t->check);
+    }
     notify_endpoints(domain, start, last);
+}
+
+void virtio_iommu_table_invalidate_all(VirtIOIOMMUDomain *domain)
+{
+    virtio_iommu_table_invalidate(domain, 0, UINT64_MAX, 0, false);
+}
+
+/*
+ * Checks
+ */
+
+unsigned int virtio_iommu_table_check(VirtIOIOMMUDomain *domain,
+                                      int64_t *budget)
+{
+    VirtIOIOMMUTable *t = domain->table;
+    VirtIOIOMMUCached *e;
+    unsigned int i;
+
+    for (i = 0; i < t->nr_cached && *budget > 0; i++) {
+        e = QTAILQ_FIRST(&t->entries);
+        QTAILQ_REMOVE(&t->entries, e, next);
+        QTAILQ_INSERT_TAIL(&t->entries, e, next);
+        virtio_iommu_check_entry(t->check, domain->id, &t->cfg, e, false,
+                                 budget);
+    }
+    return t->nr_cached;
+}
+
+unsigned int virtio_iommu_table_count_stale(VirtIOIOMMUDomain *domain)
+{
+    VirtIOIOMMUTable *t = domain->table;
+    unsigned int nr = 0;
+    VirtIOIOMMUCached *e;
+
+    QTAILQ_FOREACH(e, &t->entries, next) {
+        nr += virtio_iommu_check_is_stale(&t->cfg, e);
+    }
+    return nr;
 }

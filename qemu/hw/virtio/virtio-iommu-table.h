@@ -7,10 +7,30 @@
 #ifndef HW_VIRTIO_IOMMU_TABLE_H
 #define HW_VIRTIO_IOMMU_TABLE_H
 
+#include "qemu/queue.h"
 #include "hw/virtio/virtio-iommu-stage1.h"
 #include "virtio-iommu-walk.h"
 
+/*
+ * An entry that was read, by the number of its position among those of its
+ * size: @walk is where it leads to.
+ */
+typedef struct VirtIOIOMMUCached {
+    VirtIOIOMMUTable *table;
+    uint64_t number;
+    VirtIOIOMMUWalk walk;
+    uint8_t shift;              /* log2 of the size that it covers */
+    uint8_t reported;           /* by checks, as all that follows */
+    hwaddr watch_addr;          /* memory that it must not lead to any more */
+    uint64_t watch_len;
+    ram_addr_t watch_ram;
+    QTAILQ_ENTRY(VirtIOIOMMUCached) next;
+} VirtIOIOMMUCached;
+
 VirtIOIOMMUTable *virtio_iommu_table_new(const VirtIOIOMMUTableConfig *cfg);
+
+/* Nothing is cached yet. @check may be NULL */
+void virtio_iommu_table_set_check(VirtIOIOMMUTable *t, VirtIOIOMMUCheck *check);
 
 const VirtIOIOMMUTableConfig *virtio_iommu_table_config(VirtIOIOMMUTable *t);
 
@@ -27,5 +47,15 @@ void virtio_iommu_table_invalidate_all(VirtIOIOMMUDomain *domain);
 void virtio_iommu_table_invalidate(VirtIOIOMMUDomain *domain, uint64_t start,
                                    uint64_t last, uint8_t leaf_shift,
                                    bool leaf_only);
+
+/*
+ * Check what is cached, from where the last call has stopped. Returns how many
+ * entries there are.
+ */
+unsigned int virtio_iommu_table_check(VirtIOIOMMUDomain *domain,
+                                      int64_t *budget);
+
+/* How many of them the table does not back any more */
+unsigned int virtio_iommu_table_count_stale(VirtIOIOMMUDomain *domain);
 
 #endif

@@ -1182,7 +1182,7 @@ static void test_query_domains(void)
                     "/machine/peripheral/iommu/virtio-backend");
     g_assert(qdict_get_bool(info, "stage1"));
     g_assert(qdict_get_bool(info, "stage1-negotiated"));
-    g_assert(qdict_get_bool(info, "check"));
+    g_assert(qdict_haskey(info, "check"));
     g_assert(!qdict_get_bool(info, "bypass"));
     qobject_unref(info);
     expect_domain(f, DOMAIN, NULL);
@@ -1197,10 +1197,10 @@ static void test_query_domains(void)
     edu_get(f, IOVA);
     g_assert_cmpint(counter(f, NULL, "table-walks"), ==, 1);
     g_assert_cmpint(counter(f, NULL, "table-hits"), ==, 1);
-    g_assert_cmpint(counter(f, NULL, "stale-translations"), ==, 0);
+    g_assert_cmpint(counter(f, "check", "stale-translations"), ==, 0);
     map_page(f, root, IOVA, PAGE_B);
     edu_get(f, IOVA);
-    g_assert_cmpint(counter(f, NULL, "stale-translations"), ==, 1);
+    g_assert_cmpint(counter(f, "check", "stale-translations"), ==, 1);
     assert_ok(invalidate(f, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
     expect_table(f, root, 0, 0);
 

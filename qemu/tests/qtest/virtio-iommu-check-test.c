@@ -1,0 +1,1119 @@
+/*
+ * QTest testcase for check=on of virtio-iommu
+ *
+ * The test is a driver of stage-1 tables that breaks one rule at a time, and
+ * one that breaks none. What the device has counted has to be exact. In most
+ * tests the properties are read after each step, which makes the device look
+ * at all that it has cached.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bitops.h"
+#include "qemu/bswap.h"
+#include "qemu/units.h"
+#include "libqtest.h"
+#include "libqos/malloc-pc.h"
+#include "libqos/pci.h"
+#include "libqos/pci-pc.h"
+#include "libqos/virtio.h"
+#include "libqos/virtio-pci.h"
+#include "qobject/qdict.h"
+#include "standard-headers/linux/virtio_iommu_stage1.h"
+
+/* System memory. The rings are below. */
+#define REQ             0x1000000
+#define ANSWER          0x1010000
+#define TABLES          0x1100000       /* Allocated upwards */
+#define PAGE_A          0x2000000ULL
+#define PAGE_B          0x2100000ULL
+#define PAGE_C          0x2200000ULL
+#define BLOCK           0x40000000ULL   /* Of the largest size that there is */
+#define MEM_END         0x80000000ULL
+
+#define IOVA            0x12340000ULL
+#define IOVA_BLOCK      0x140000000ULL
+#define DOMAIN          7
+#define OTHER           9
+#define SLOT            4
+#define EP(n)           ((uint32_t)QPCI_DEVFN(SLOT + (n), 0))
+#define NR_DEVS         2
+#define TIMEOUT_US      (10 * G_USEC_PER_SEC)
+#define MS              1000000LL        /* Of the virtual clock */
+#define LEAF            VIRTIO_IOMMU_INV_F_LEAF
+
+#define X86_RW          BIT_ULL(1)
+#define ARM_APT_RO      BIT_ULL(62)
+
+typedef struct Format {
+    const char *name;
+    uint16_t format;
+    uint8_t granule;
+    uint8_t input_bits;
+    uint8_t block;              /* log2 of the size of the smallest block */
+    uint8_t largest;
+} Format;
+
+static const Format formats[] = {
+    { "x86-64/4-level", VIRTIO_IOMMU_TABLE_X86_64, 12, 48, 21, 30 },
+    { "x86-64/5-level", VIRTIO_IOMMU_TABLE_X86_64, 12, 57, 21, 30 },
+    { "arm/4k", VIRTIO_IOMMU_TABLE_ARM64_S1, 12, 48, 21, 30 },
+    { "arm/16k", VIRTIO_IOMMU_TABLE_ARM64_S1, 14, 48, 25, 25 },
+    { "arm/64k", VIRTIO_IOMMU_TABLE_ARM64_S1, 16, 48, 29, 29 },
+};
+
+typedef struct Check {
+    QTestState *qts;
+    QPCIBus *bus;
+    QGuestAllocator alloc;
+    QVirtioPCIDevice *pci;
+    QVirtioDevice *dev;
+    QVirtQueue *reqq;
+    QVirtQueue *eventq;
+    QVirtQueue *invalq;
+    QPCIDevice *edu[NR_DEVS];
+    QPCIBar bar[NR_DEVS];
+    const Format *f;
+    uint64_t size;              /* of the granule */
+    uint64_t root;
+    uint64_t next_table;
+} Check;
+
+/* What the device says. Those that are not named are 0. */
+typedef struct Counts {
+    uint64_t translations;
+    uint64_t remaps;
+    uint64_t table_writes;
+    uint64_t promises;
+    uint64_t writes;
+    uint64_t entries;           /* that are stale now */
+} Counts;
+
+static uint64_t property(Check *s, const char *name)
+{
+    QDict *rsp = qtest_qmp(s->qts, "{ 'execute': 'qom-get', 'arguments': {"
+                           " 'path': '/machine/peripheral/iommu/virtio-backend',"
+                           " 'property': %s } }", name);
+    uint64_t val;
+
+    g_assert(qdict_haskey(rsp, "return"));
+    val = qdict_get_int(rsp, "return");
+    qobject_unref(rsp);
+    return val;
+}
+
+#define expect(s, ...) do {                                                 \
+        const Counts want_ = { __VA_ARGS__ };                               \
+                                                                            \
+        g_assert_cmpuint(property(s, "stale-entries"), ==, want_.entries);  \
+        g_assert_cmpuint(property(s, "stale-translations"), ==,             \
+                         want_.translations);                               \
+        g_assert_cmpuint(property(s, "stale-remaps"), ==, want_.remaps);    \
+        g_assert_cmpuint(property(s, "stale-table-writes"), ==,             \
+                         want_.table_writes);                               \
+        g_assert_cmpuint(property(s, "false-promises"), ==,                 \
+                         want_.promises);                                   \
+        g_assert_cmpuint(property(s, "stale-writes"), ==, want_.writes);    \
+    } while (0)
+
+/* Look at all that is cached */
+static void look(Check *s)
+{
+    property(s, "stale-entries");
+}
+
+/* Memory, always in little endian */
+
+static uint64_t get(Check *s, uint64_t addr)
+{
+    uint64_t val;
+
+    qtest_memread(s->qts, addr, &val, sizeof(val));
+    return le64_to_cpu(val);
+}
+
+static void set(Check *s, uint64_t addr, uint64_t val)
+{
+    val = cpu_to_le64(val);
+    qtest_memwrite(s->qts, addr, &val, sizeof(val));
+}
+
+/* Requests */
+
+static void request(Check *s, QVirtQueue *vq, const void *out, size_t out_len,
+                    size_t in_len)
+{
+    gint64 start = g_get_monotonic_time();
+    uint32_t head, d;
+
+    vq->free_head = 0;
+    vq->num_free = vq->size;
+    qtest_memset(s->qts, ANSWER, 0xee, in_len);
+    qtest_memwrite(s->qts, REQ, out, out_len);
+    head = qvirtqueue_add(s->qts, vq, REQ, out_len, false, true);
+    qvirtqueue_add(s->qts, vq, ANSWER, in_len, true, false);
+    qvirtqueue_kick(s->qts, s->dev, vq, head);
+    while (!qvirtqueue_get_buf(s->qts, vq, &d, NULL)) {
+        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
+    }
+}
+
+static void request_ok(Check *s, const void *out, size_t out_len)
+{
+    struct virtio_iommu_req_tail tail;
+
+    request(s, s->reqq, out, out_len, sizeof(tail));
+    qtest_memread(s->qts, ANSWER, &tail, sizeof(tail));
+    g_assert_cmpuint(tail.status, ==, VIRTIO_IOMMU_S_OK);
+}
+
+static void attach(Check *s, uint32_t domain, uint32_t ep)
+{
+    struct virtio_iommu_req_attach_table req = {
+        .head.type = VIRTIO_IOMMU_T_ATTACH_TABLE,
+        .domain = cpu_to_le32(domain),
+        .endpoint = cpu_to_le32(ep),
+        .format = cpu_to_le16(s->f->format),
+        .granule_shift = s->f->granule,
+        .input_bits = s->f->input_bits,
+        .output_bits = 48,
+        .root = cpu_to_le64(s->root),
+    };
+
+    request_ok(s, &req, offsetof(typeof(req), tail));
+}
+
+static void detach(Check *s, uint32_t domain, uint32_t ep)
+{
+    struct virtio_iommu_req_detach_table req = {
+        .head.type = VIRTIO_IOMMU_T_DETACH_TABLE,
+        .domain = cpu_to_le32(domain),
+        .endpoint = cpu_to_le32(ep),
+    };
+
+    request_ok(s, &req, offsetof(typeof(req), tail));
+}
+
+static void inval(Check *s, struct virtio_iommu_inv_desc desc)
+{
+    struct {
+        struct virtio_iommu_req_invalidate head;
+        struct virtio_iommu_inv_desc desc;
+    } QEMU_PACKED req = {
+        .head.type = VIRTIO_IOMMU_T_INVALIDATE,
+        .head.nr = cpu_to_le16(1),
+        .desc = desc,
+    };
+    struct virtio_iommu_inv_tail tail;
+
+    request(s, s->invalq, &req, sizeof(req), sizeof(tail));
+    qtest_memread(s->qts, ANSWER, &tail, sizeof(tail));
+    g_assert_cmpuint(tail.status, ==, VIRTIO_IOMMU_S_OK);
+}
+
+static void inval_domain(Check *s, uint32_t domain)
+{
+    inval(s, (struct virtio_iommu_inv_desc){
+        .domain = cpu_to_le32(domain),
+        .scope = VIRTIO_IOMMU_INV_S_DOMAIN,
+    });
+}
+
+static void inval_range(Check *s, uint64_t start, uint64_t len,
+                        uint8_t leaf_shift, uint16_t flags)
+{
+    inval(s, (struct virtio_iommu_inv_desc){
+        .domain = cpu_to_le32(DOMAIN),
+        .scope = VIRTIO_IOMMU_INV_S_RANGE,
+        .leaf_shift = leaf_shift,
+        .flags = cpu_to_le16(flags),
+        .start = cpu_to_le64(start),
+        .last = cpu_to_le64(start + len - 1),
+    });
+}
+
+/* Tables */
+
+static bool is_x86(const Format *f)
+{
+    return f->format == VIRTIO_IOMMU_TABLE_X86_64;
+}
+
+static uint64_t new_table(Check *s)
+{
+    uint64_t page = QEMU_ALIGN_UP(s->next_table, s->size);
+
+    s->next_table = page + s->size;
+    g_assert_cmphex(s->next_table, <, PAGE_A);
+    qtest_memset(s->qts, page, 0, s->size);
+    return page;
+}
+
+static uint64_t table_entry(const Format *f, uint64_t page)
+{
+    return page | (is_x86(f) ? 0x7 : 0x3);
+}
+
+static uint64_t leaf_entry(const Format *f, uint8_t shift, uint64_t pa, bool ro)
+{
+    if (is_x86(f)) {
+        return pa | (ro ? 0x5 : 0x7) | (shift > 12 ? 0x80 : 0);
+    }
+    return pa | 0xc41 | (ro ? 0x80 : 0) | (shift == f->granule ? 2 : 0);
+}
+
+static uint8_t level_bits(const Format *f)
+{
+    return f->granule - 3;
+}
+
+static uint8_t top_shift(const Format *f)
+{
+    uint8_t shift = f->granule;
+
+    while (shift + level_bits(f) < f->input_bits) {
+        shift += level_bits(f);
+    }
+    return shift;
+}
+
+/* Where the entry for @iova is that covers 1 << @shift. Makes tables. */
+static uint64_t entry_at(Check *s, uint64_t iova, uint8_t shift)
+{
+    uint8_t bits = level_bits(s->f), cur = top_shift(s->f);
+    uint64_t page = s->root, entry;
+
+    for (;; cur -= bits) {
+        entry = page + 8 * ((iova >> cur) & (BIT_ULL(bits) - 1));
+        if (cur == shift) {
+            return entry;
+        }
+        if (!get(s, entry)) {
+            set(s, entry, table_entry(s->f, new_table(s)));
+        }
+        page = get(s, entry) & MAKE_64BIT_MASK(s->f->granule,
+                                               48 - s->f->granule);
+    }
+}
+
+static void map_leaf(Check *s, uint64_t iova, uint8_t shift, uint64_t pa)
+{
+    set(s, entry_at(s, iova, shift), leaf_entry(s->f, shift, pa, false));
+}
+
+static void map(Check *s, uint64_t iova, uint64_t pa)
+{
+    map_leaf(s, iova, s->f->granule, pa);
+}
+
+static void unmap_leaf(Check *s, uint64_t iova, uint8_t shift)
+{
+    set(s, entry_at(s, iova, shift), 0);
+}
+
+static void unmap(Check *s, uint64_t iova)
+{
+    unmap_leaf(s, iova, s->f->granule);
+}
+
+/* DMA. The address need not be one that is mapped. */
+
+static void dma(Check *s, int dev, uint64_t src, uint64_t dst, uint64_t cmd)
+{
+    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x80, src);
+    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x88, dst);
+    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x90, 8);
+    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x98, cmd);
+    qtest_clock_step(s->qts, 101 * MS);
+    g_assert_cmphex(qpci_io_readq(s->edu[dev], s->bar[dev], 0x98) & 1, ==, 0);
+}
+
+static void dma_read(Check *s, uint64_t iova)
+{
+    dma(s, 0, iova, 0x40000, 1);
+}
+
+static void dma_write(Check *s, uint64_t iova)
+{
+    dma(s, 0, 0x40000, iova, 3);
+}
+
+/* Start and stop */
+
+static void driver_start(Check *s)
+{
+    uint64_t features;
+
+    qvirtio_start_device(s->dev);
+    features = qvirtio_get_features(s->dev);
+    qvirtio_set_features(s->dev, features &
+                         ~(QVIRTIO_F_BAD_FEATURE |
+                           BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) |
+                           BIT_ULL(VIRTIO_RING_F_EVENT_IDX)));
+    s->reqq = qvirtqueue_setup(s->dev, &s->alloc, 0);
+    s->eventq = qvirtqueue_setup(s->dev, &s->alloc, 1);
+    s->invalq = qvirtqueue_setup(s->dev, &s->alloc, VIRTIO_IOMMU_VQ_INVAL_FIRST);
+    qvirtio_set_driver_ok(s->dev);
+}
+
+static void driver_free(Check *s)
+{
+    qvirtqueue_cleanup(s->dev->bus, s->reqq, &s->alloc);
+    qvirtqueue_cleanup(s->dev->bus, s->eventq, &s->alloc);
+    qvirtqueue_cleanup(s->dev->bus, s->invalq, &s->alloc);
+}
+
+static void enable_devs(Check *s)
+{
+    int i;
+
+    qvirtio_pci_device_enable(s->pci);
+    for (i = 0; i < NR_DEVS; i++) {
+        qpci_device_enable(s->edu[i]);
+        s->bar[i] = qpci_iomap(s->edu[i], 0, NULL);
+    }
+}
+
+/* With device 0 in DOMAIN, and IOVA mapped to PAGE_A and cached */
+static Check *start_opts(const Format *f, const char *opts)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(3, 0) };
+    Check *s = g_new0(Check, 1);
+    int i;
+
+    s->qts = qtest_initf("-M q35 -m 2G -nodefaults "
+                         "-device virtio-iommu-pci,id=iommu,addr=3,"
+                         "boot-bypass=off,stage1=on%s "
+                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff "
+                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff",
+                         opts, SLOT, SLOT + 1);
+    s->bus = qpci_new_pc(s->qts, NULL);
+    pc_alloc_init(&s->alloc, s->qts, ALLOC_NO_FLAGS);
+    s->pci = virtio_pci_new(s->bus, &addr);
+    g_assert(s->pci);
+    s->dev = &s->pci->vdev;
+    for (i = 0; i < NR_DEVS; i++) {
+        s->edu[i] = qpci_device_find(s->bus, EP(i));
+        g_assert(s->edu[i]);
+    }
+    enable_devs(s);
+    driver_start(s);
+    s->f = f;
+    s->size = BIT_ULL(f->granule);
+    s->next_table = TABLES;
+    s->root = new_table(s);
+    map(s, IOVA, PAGE_A);
+    attach(s, DOMAIN, EP(0));
+    dma_read(s, IOVA);
+    return s;
+}
+
+static Check *start(const Format *f)
+{
+    return start_opts(f, ",check=on");
+}
+
+static void stop(Check *s)
+{
+    int i;
+
+    driver_free(s);
+    for (i = 0; i < NR_DEVS; i++) {
+        g_free(s->edu[i]);
+    }
+    g_free(s->pci->pdev);
+    g_free(s->pci);
+    alloc_destroy(&s->alloc);
+    qpci_free_pc(s->bus);
+    qtest_quit(s->qts);
+    g_free(s);
+}
+
+/* A driver that obeys */
+
+static void test_obey(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+    uint64_t block = BIT_ULL(f->block), iova = IOVA_BLOCK, table, upper;
+    uint64_t pa = QEMU_ALIGN_UP(BLOCK, block);
+    int i;
+
+    /* Unmap, invalidate, use again: the address, and the page */
+    expect(s);
+    for (i = 0; i < 3; i++) {
+        unmap(s, IOVA);
+        expect(s, .entries = 1);
+        inval_range(s, IOVA, s->size, f->granule, LEAF);
+        expect(s);
+        set(s, PAGE_A, i);
+        set(s, PAGE_B, i);
+        expect(s);
+        map(s, IOVA, i ? PAGE_A : PAGE_B);
+        dma_read(s, IOVA);
+        expect(s);
+        set(s, PAGE_A, i);
+        set(s, PAGE_B, i);
+        expect(s);
+    }
+
+    /* More in one go; the table goes as well */
+    table = get(s, entry_at(s, IOVA, f->granule + level_bits(f))) &
+            ~(s->size - 1) & MAKE_64BIT_MASK(0, 48);
+    for (i = 1; i < 8; i++) {
+        map(s, IOVA + i * s->size, PAGE_B + i * s->size);
+        dma_read(s, IOVA + i * s->size);
+    }
+    expect(s);
+    for (i = 0; i < 8; i++) {
+        unmap(s, IOVA + i * s->size);
+    }
+    expect(s, .entries = 8);
+    set(s, entry_at(s, IOVA, f->granule + level_bits(f)), 0);
+    expect(s, .entries = 9);
+    upper = BIT_ULL(f->granule + level_bits(f));
+    inval_range(s, IOVA & ~(upper - 1), upper, f->granule, 0);
+    expect(s);
+    qtest_memset(s->qts, table, 0xff, s->size);
+    for (i = 1; i < 8; i++) {
+        set(s, PAGE_B + i * s->size, i);
+    }
+    set(s, PAGE_A, 1);
+    expect(s);
+
+    /* A block */
+    map_leaf(s, iova, f->block, pa);
+    dma_read(s, iova);
+    dma_write(s, iova + block - 8);
+    expect(s);
+    unmap_leaf(s, iova, f->block);
+    expect(s, .entries = 1);
+    inval_range(s, iova, block, f->block, LEAF);
+    expect(s);
+    set(s, pa, 1);
+    set(s, pa + block - 8, 1);
+    expect(s);
+
+    /* Split by break-before-make, and joined */
+    map_leaf(s, iova, f->block, pa);
+    dma_read(s, iova);
+    unmap_leaf(s, iova, f->block);
+    expect(s, .entries = 1);
+    inval_range(s, iova, block, f->block, 0);
+    for (i = 0; i < block / s->size; i++) {
+        map(s, iova + i * s->size, pa + i * s->size);
+    }
+    set(s, pa, 2);
+    dma_read(s, iova);
+    dma_read(s, iova + s->size);
+    expect(s);
+    table = get(s, entry_at(s, iova, f->block)) & ~(s->size - 1) &
+            MAKE_64BIT_MASK(0, 48);
+    unmap_leaf(s, iova, f->block);
+    expect(s, .entries = 3);
+    inval_range(s, iova, block, 0, 0);
+    qtest_memset(s->qts, table, 0xff, s->size);
+    map_leaf(s, iova, f->block, pa);
+    dma_read(s, iova);
+    set(s, pa + s->size, 2);
+    expect(s);
+
+    /* Permission down and up; the page is in use all the time */
+    set(s, entry_at(s, iova, f->block), leaf_entry(f, f->block, pa, true));
+    expect(s, .entries = 1);
+    set(s, pa, 3);
+    expect(s, .entries = 1);
+    inval_range(s, iova, block, f->block, LEAF);
+    dma_read(s, iova);
+    expect(s);
+    map_leaf(s, iova, f->block, pa);
+    expect(s, .entries = 1);
+    set(s, pa, 4);
+    expect(s, .entries = 1);
+    inval_domain(s, DOMAIN);
+    dma_read(s, iova);
+    expect(s);
+
+    /* Not present to present */
+    map(s, IOVA + 16 * s->size, PAGE_C);
+    dma_read(s, IOVA + 16 * s->size);
+    expect(s);
+    stop(s);
+}
+
+/*
+ * A block is split, with one page left out. That x86-64 does without
+ * break-before-make. What is still mapped is still in use.
+ */
+static void test_split(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+    uint64_t block = BIT_ULL(f->block), iova = IOVA_BLOCK;
+    uint64_t pa = QEMU_ALIGN_UP(BLOCK, block), table = new_table(s);
+    int i, out = 5;
+
+    map_leaf(s, iova, f->block, pa);
+    dma_read(s, iova);
+    expect(s);
+    for (i = 0; i < block / s->size; i++) {
+        if (i != out) {
+            set(s, table + i * 8, leaf_entry(f, f->granule, pa + i * s->size,
+                                             false));
+        }
+    }
+    set(s, entry_at(s, iova, f->block), table_entry(f, table));
+    expect(s, .entries = 1);
+    set(s, pa, 1);
+    set(s, pa + (out - 1) * s->size, 1);
+    set(s, pa + (out + 1) * s->size, 1);
+    set(s, pa + block - 8, 1);
+    expect(s, .entries = 1);
+    set(s, pa + out * s->size + s->size - 8, 1);
+    expect(s, .entries = 1, .writes = 1);
+    inval_range(s, iova, block, 0, 0);
+    expect(s, .writes = 1);
+
+    /* It is there again, and leads elsewhere */
+    map_leaf(s, iova, f->block, pa);
+    inval_range(s, iova, block, 0, 0);
+    dma_read(s, iova);
+    set(s, entry_at(s, iova, f->block), table_entry(f, table));
+    map(s, iova + out * s->size, PAGE_B);
+    expect(s, .writes = 1, .entries = 1, .remaps = 1);
+    stop(s);
+}
+
+/* An invalidation is forgotten */
+static void test_forgotten(const void *opaque)
+{
+    const Format *f = opaque;
+    const uint8_t shifts[] = { f->granule, f->block, f->largest };
+    Check *s = start(f);
+    uint64_t writes = 0, entries = 1;
+    int i, j;
+
+    unmap(s, IOVA);
+    expect(s, .entries = 1);
+    /* Neighbours */
+    set(s, PAGE_A - 8, 1);
+    set(s, PAGE_A + s->size, 1);
+    expect(s, .entries = 1);
+    set(s, PAGE_A + s->size - 8, 1);
+    expect(s, .entries = 1, .writes = 1);
+    /* Once */
+    set(s, PAGE_A, 2);
+    expect(s, .entries = 1, .writes = 1);
+    dma_read(s, IOVA);
+    expect(s, .entries = 1, .writes = 1, .translations = 1);
+    inval_range(s, IOVA, s->size, 0, LEAF);
+    set(s, PAGE_A, 3);
+    expect(s, .writes = 1, .translations = 1);
+    stop(s);
+
+    /* All sizes: the first byte, the last one, one in between */
+    for (i = 0; i < ARRAY_SIZE(shifts); i++) {
+        uint64_t size = BIT_ULL(shifts[i]);
+        uint64_t pa = i ? QEMU_ALIGN_UP(BLOCK, size) : PAGE_C;
+        const uint64_t offs[] = { 0, size - 8, size / 2 + 8 };
+
+        if (pa + size > MEM_END) {
+            continue;
+        }
+        s = start(f);
+        writes = 0;
+        for (j = 0; j < ARRAY_SIZE(offs); j++) {
+            map_leaf(s, IOVA_BLOCK, shifts[i], pa);
+            dma_read(s, IOVA_BLOCK);
+            unmap_leaf(s, IOVA_BLOCK, shifts[i]);
+            expect(s, .entries = entries, .writes = writes);
+            set(s, pa - 8, 1);
+            expect(s, .entries = entries, .writes = writes);
+            set(s, pa + offs[j], 1);
+            writes++;
+            expect(s, .entries = entries, .writes = writes);
+            inval_range(s, IOVA_BLOCK, size, 0, 0);
+            expect(s, .writes = writes);
+        }
+        stop(s);
+    }
+}
+
+/* It is found by the timer, and before the entry goes */
+static void test_when(void)
+{
+    Check *s = start(&formats[0]);
+
+    unmap(s, IOVA);
+    qtest_clock_step(s->qts, 11 * MS);
+    set(s, PAGE_A, 1);
+    inval_domain(s, DOMAIN);
+    expect(s, .writes = 1);
+
+    map(s, IOVA, PAGE_A);
+    dma_read(s, IOVA);
+    unmap(s, IOVA);
+    qtest_clock_step(s->qts, 11 * MS);
+    set(s, PAGE_A, 1);
+    inval_range(s, IOVA, s->size, 0, LEAF);
+    expect(s, .writes = 2);
+
+    /* Of a write before the first look, nobody knows if it was in time. */
+    map(s, IOVA, PAGE_A);
+    dma_read(s, IOVA);
+    look(s);
+    set(s, PAGE_A, 1);
+    unmap(s, IOVA);
+    set(s, PAGE_A, 1);
+    inval_range(s, IOVA, s->size, 0, LEAF);
+    expect(s, .writes = 2);
+    stop(s);
+}
+
+/*
+ * While one CPU waits for its invalidation, others go on. Of all this only the
+ * hint may say something.
+ */
+static void test_concurrent(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+
+    /* The same page at two addresses; one is unmapped */
+    map(s, IOVA + s->size, PAGE_A);
+    dma_read(s, IOVA + s->size);
+    unmap(s, IOVA);
+    expect(s, .entries = 1);
+    /* CPUs and devices write to the other buffer in it */
+    set(s, PAGE_A + 0x800, 1);
+    dma_write(s, IOVA + s->size);
+    expect(s, .entries = 1, .writes = 1);
+    /* Invalidations of others come and go, and new mappings */
+    map(s, IOVA + 8 * s->size, PAGE_B);
+    dma_read(s, IOVA + 8 * s->size);
+    unmap(s, IOVA + 8 * s->size);
+    inval_range(s, IOVA + 8 * s->size, s->size, f->granule, LEAF);
+    map(s, IOVA + 9 * s->size, PAGE_A);
+    dma_write(s, IOVA + 9 * s->size);
+    expect(s, .entries = 1, .writes = 1);
+    inval_range(s, IOVA, s->size, f->granule, LEAF);
+    expect(s, .writes = 1);
+
+    /* Another domain with the same table */
+    attach(s, OTHER, EP(1));
+    map(s, IOVA, PAGE_B);
+    dma(s, 0, IOVA, 0x40000, 1);
+    dma(s, 1, IOVA, 0x40000, 1);
+    unmap(s, IOVA);
+    expect(s, .writes = 1, .entries = 2);
+    inval_range(s, IOVA, s->size, f->granule, LEAF);
+    expect(s, .writes = 1, .entries = 1);
+    inval_domain(s, OTHER);
+    expect(s, .writes = 1);
+    set(s, PAGE_B, 1);
+    expect(s, .writes = 1);
+    stop(s);
+}
+
+/*
+ * A driver that invalidates lazily: the pages are used again before that, the
+ * addresses and the tables are not.
+ */
+static void test_lazy(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+    uint8_t above = f->granule + level_bits(f);
+    uint64_t table = entry_at(s, IOVA, above);
+    int i;
+
+    for (i = 1; i < 4; i++) {
+        map(s, IOVA + i * s->size, PAGE_A + i * s->size);
+        dma_read(s, IOVA + i * s->size);
+    }
+    for (i = 0; i < 4; i++) {
+        unmap(s, IOVA + i * s->size);
+        look(s);
+    }
+    set(s, table, 0);
+    look(s);
+    for (i = 0; i < 4; i++) {
+        set(s, PAGE_A + i * s->size, 1);
+    }
+    expect(s, .entries = 5, .writes = 4);
+    inval_domain(s, DOMAIN);
+    expect(s, .writes = 4);
+    stop(s);
+}
+
+/* A table is freed too early, at each level */
+static void test_table_write(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+    uint64_t writes = 0, promises = 0, entry, was, table, copy;
+    uint8_t shift, entries = 1;
+
+    for (shift = f->granule + level_bits(f); shift <= top_shift(f);
+         shift += level_bits(f)) {
+        /* The leaf and all tables on the way to it */
+        entries++;
+        entry = entry_at(s, IOVA, shift);
+        was = get(s, entry);
+        table = was & MAKE_64BIT_MASK(f->granule, 48 - f->granule);
+
+        /* In the tree as before, but only for reading */
+        set(s, entry, is_x86(f) ? was & ~X86_RW : was | ARM_APT_RO);
+        expect(s, .table_writes = writes, .promises = promises,
+               .entries = entries);
+        set(s, table + 8, 0);
+        expect(s, .table_writes = writes, .promises = promises,
+               .entries = entries);
+        set(s, entry, was);
+        expect(s, .table_writes = writes, .promises = promises);
+
+        /* A copy takes its place; what is below remains in the tree */
+        copy = new_table(s);
+        {
+            g_autofree uint8_t *buf = g_malloc(s->size);
+
+            qtest_memread(s->qts, table, buf, s->size);
+            qtest_memwrite(s->qts, copy, buf, s->size);
+        }
+        set(s, entry, table_entry(f, copy));
+        expect(s, .table_writes = writes, .promises = promises, .entries = 1);
+        set(s, copy + 8, 0);
+        expect(s, .table_writes = writes, .promises = promises, .entries = 1);
+        set(s, table + 8, 0);
+        writes++;
+        expect(s, .table_writes = writes, .promises = promises, .entries = 1);
+        set(s, table + 16, 0);
+        set(s, table + s->size - 8, 0);
+        expect(s, .table_writes = writes, .promises = promises, .entries = 1);
+        inval_range(s, IOVA, s->size, 0, 0);
+        expect(s, .table_writes = writes, .promises = promises);
+        qtest_memset(s->qts, table, 0xff, s->size);
+        dma_read(s, IOVA);
+        expect(s, .table_writes = writes, .promises = promises);
+
+        /* In order, then with LEAF */
+        table = new_table(s);
+        {
+            g_autofree uint8_t *buf = g_malloc(s->size);
+
+            qtest_memread(s->qts, copy, buf, s->size);
+            qtest_memwrite(s->qts, table, buf, s->size);
+        }
+        set(s, entry, table_entry(f, table));
+        look(s);
+        inval_range(s, IOVA & ~(BIT_ULL(shift) - 1), BIT_ULL(shift), 0, 0);
+        qtest_memset(s->qts, copy, 0, s->size);
+        dma_read(s, IOVA);
+        expect(s, .table_writes = writes, .promises = promises);
+        set(s, entry, 0);
+        look(s);
+        inval_range(s, IOVA & ~(BIT_ULL(shift) - 1), BIT_ULL(shift), 0, LEAF);
+        /* All tables below are out of the tree, but not invalidated. */
+        promises += entries - 1;
+        expect(s, .table_writes = writes, .promises = promises,
+               .entries = entries - 1);
+        set(s, table + s->size - 8, 0);
+        writes++;
+        expect(s, .table_writes = writes, .promises = promises,
+               .entries = entries - 1);
+        inval_range(s, IOVA & ~(BIT_ULL(shift) - 1), BIT_ULL(shift), 0, LEAF);
+        expect(s, .table_writes = writes, .promises = promises,
+               .entries = entries - 1);
+        inval_domain(s, DOMAIN);
+        expect(s, .table_writes = writes, .promises = promises);
+        set(s, entry, table_entry(f, table));
+        dma_read(s, IOVA);
+        expect(s, .table_writes = writes, .promises = promises);
+    }
+    stop(s);
+}
+
+/* A table makes room for a block, and is freed after the invalidation */
+static void test_merge(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+    uint64_t block = BIT_ULL(f->block), table;
+    uint64_t pa = QEMU_ALIGN_UP(BLOCK, block);
+
+    map(s, IOVA_BLOCK, PAGE_B);
+    dma_read(s, IOVA_BLOCK);
+    unmap(s, IOVA_BLOCK);
+    inval_range(s, IOVA_BLOCK, s->size, f->granule, LEAF);
+    expect(s);
+    /* The empty table goes. On x86-64 without break-before-make */
+    table = get(s, entry_at(s, IOVA_BLOCK, f->block)) & ~(s->size - 1) &
+            MAKE_64BIT_MASK(0, 48);
+    map_leaf(s, IOVA_BLOCK, f->block, pa);
+    expect(s, .entries = 1);
+    inval_range(s, IOVA_BLOCK, block, 0, 0);
+    expect(s);
+    qtest_memset(s->qts, table, 0xff, s->size);
+    dma_read(s, IOVA_BLOCK);
+    expect(s);
+    stop(s);
+}
+
+/* The driver says that less has changed than has */
+static void test_promise(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+    uint8_t above = f->granule + level_bits(f);
+    uint64_t was = get(s, entry_at(s, IOVA, above));
+
+    /* leaf_shift: nothing as small as this leaf */
+    unmap(s, IOVA);
+    inval_range(s, IOVA, s->size, above, LEAF);
+    expect(s, .promises = 1, .entries = 1);
+    inval_range(s, IOVA, s->size, above, LEAF);
+    expect(s, .promises = 1, .entries = 1);
+    inval_range(s, IOVA, s->size, f->granule, LEAF);
+    expect(s, .promises = 1);
+
+    /* Permissions of a table, and LEAF */
+    map(s, IOVA, PAGE_A);
+    dma_read(s, IOVA);
+    set(s, entry_at(s, IOVA, above), is_x86(f) ? was & ~X86_RW :
+        was | ARM_APT_RO);
+    inval_range(s, IOVA, s->size, 0, LEAF);
+    expect(s, .promises = 2, .entries = 1);
+    set(s, entry_at(s, IOVA, above), was);
+    expect(s, .promises = 2);
+
+    /* A range elsewhere promises nothing here */
+    set(s, entry_at(s, IOVA, above), 0);
+    inval_range(s, IOVA_BLOCK, s->size, 0, LEAF);
+    expect(s, .promises = 2, .entries = 1);
+    set(s, entry_at(s, IOVA, above), was);
+    inval_domain(s, DOMAIN);
+
+    /* LEAF, while a table becomes present; and leaf_shift that is right */
+    dma_read(s, IOVA);
+    map(s, IOVA_BLOCK, PAGE_B);
+    unmap(s, IOVA);
+    inval_range(s, 0, 0, f->granule, LEAF);
+    expect(s, .promises = 2);
+    stop(s);
+}
+
+/* An address is used again too early */
+static void test_remap(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+    uint64_t block = BIT_ULL(f->block);
+    uint64_t pa = QEMU_ALIGN_UP(BLOCK, block), table;
+
+    /*
+     * Found when the invalidation is served at last. Nothing else has looked
+     * in between.
+     */
+    unmap(s, IOVA);
+    map(s, IOVA, PAGE_B);
+    inval_range(s, IOVA, s->size, f->granule, LEAF);
+    expect(s, .remaps = 1);
+    dma_read(s, IOVA);
+    expect(s, .remaps = 1);
+
+    /* Found without one, once */
+    map(s, IOVA, PAGE_A);
+    expect(s, .remaps = 2, .entries = 1);
+    map(s, IOVA, PAGE_C);
+    expect(s, .remaps = 2, .entries = 1);
+    inval_domain(s, DOMAIN);
+    expect(s, .remaps = 2);
+
+    /* In time, or back to the same page */
+    dma_read(s, IOVA);
+    unmap(s, IOVA);
+    look(s);
+    map(s, IOVA, PAGE_C);
+    expect(s, .remaps = 2);
+    set(s, PAGE_C, 1);
+    unmap(s, IOVA);
+    /* The write was in between, when the page was mapped. */
+    inval_domain(s, DOMAIN);
+    map(s, IOVA, PAGE_A);
+    dma_read(s, IOVA);
+
+    /* Pages in the place of a block */
+    map_leaf(s, IOVA_BLOCK, f->block, pa);
+    dma_read(s, IOVA_BLOCK);
+    table = new_table(s);
+    set(s, table + s->size - 8, leaf_entry(f, f->granule, PAGE_B, false));
+    set(s, entry_at(s, IOVA_BLOCK, f->block), table_entry(f, table));
+    inval_range(s, IOVA_BLOCK, block, 0, 0);
+    g_assert_cmpuint(property(s, "stale-remaps"), ==, 3);
+    g_assert_cmpuint(property(s, "stale-entries"), ==, 0);
+    stop(s);
+}
+
+/* Without check=on nothing is looked at */
+static void test_off(void)
+{
+    Check *s = start_opts(&formats[0], "");
+    uint64_t above = entry_at(s, IOVA, 21);
+    uint64_t table = get(s, above) & ~0xfffULL;
+
+    map(s, IOVA, PAGE_B);
+    look(s);
+    set(s, PAGE_A, 1);
+    dma_read(s, IOVA);
+    set(s, above, 0);
+    look(s);
+    set(s, table, 0);
+    inval_range(s, IOVA, s->size, 12, LEAF);
+    expect(s);
+    stop(s);
+}
+
+/* What is watched goes away with the domain, however it ends */
+static void test_end(void)
+{
+    Check *s = start(&formats[0]);
+    uint64_t above = entry_at(s, IOVA, 21);
+    uint64_t entry = get(s, above), table = entry & ~0xfffULL;
+    int i;
+
+    for (i = 0; i < 3; i++) {
+        set(s, above, 0);
+        expect(s, .entries = 2);
+        switch (i) {
+        case 0:
+            detach(s, DOMAIN, EP(0));
+            break;
+        case 1:
+            driver_free(s);
+            qvirtio_reset(s->dev);
+            break;
+        case 2:
+            driver_free(s);
+            qobject_unref(qtest_qmp(s->qts, "{ 'execute': 'system_reset' }"));
+            qtest_qmp_eventwait(s->qts, "RESET");
+            enable_devs(s);
+            break;
+        }
+        /* ORD-R-2: no invalidation is needed */
+        set(s, PAGE_A, 1);
+        qtest_memset(s->qts, table, 0, s->size);
+        qtest_clock_step(s->qts, 100 * MS);
+        expect(s);
+
+        if (i) {
+            driver_start(s);
+        }
+        set(s, above, entry);
+        map(s, IOVA, PAGE_A);
+        attach(s, DOMAIN, EP(0));
+        dma_read(s, IOVA);
+        expect(s);
+    }
+    stop(s);
+}
+
+/* Leaves that lead to no memory, or partly; tables in no memory */
+static void test_no_memory(void)
+{
+    Check *s = start(&formats[0]);
+    const uint64_t pas[] = { 0xfee00000, 0xc0000000, 1ULL << 40 };
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(pas); i++) {
+        map_leaf(s, IOVA_BLOCK, 21, pas[i]);
+        dma_read(s, IOVA_BLOCK);
+        unmap_leaf(s, IOVA_BLOCK, 21);
+        expect(s, .entries = 1);
+        expect(s, .entries = 1);
+        inval_domain(s, DOMAIN);
+        expect(s);
+    }
+
+    /* The first page is the last one of memory, the others are not there */
+    map_leaf(s, IOVA_BLOCK, 30, 0);
+    dma_read(s, IOVA_BLOCK);
+    unmap_leaf(s, IOVA_BLOCK, 30);
+    expect(s, .entries = 1);
+    set(s, 0x1000, 1);
+    expect(s, .entries = 1, .writes = 1);
+    inval_domain(s, DOMAIN);
+
+    set(s, entry_at(s, IOVA_BLOCK, 30), 0xfee00000 | 7);
+    dma_read(s, IOVA_BLOCK);
+    set(s, entry_at(s, IOVA_BLOCK, 30), 0);
+    expect(s, .entries = 1, .writes = 1);
+    inval_domain(s, DOMAIN);
+    expect(s, .writes = 1);
+    stop(s);
+}
+
+/* Many entries: more than one turn of the timer looks at */
+static void test_many(void)
+{
+    Check *s = start(&formats[0]);
+    const int nr = 64;
+    int i;
+
+    for (i = 0; i < nr; i++) {
+        map_leaf(s, IOVA_BLOCK + i * GiB, 30, BLOCK);
+        dma_read(s, IOVA_BLOCK + i * GiB);
+    }
+    for (i = 0; i < nr; i++) {
+        unmap_leaf(s, IOVA_BLOCK + i * GiB, 30);
+    }
+    qtest_clock_step(s->qts, 10000 * MS);
+    set(s, BLOCK + GiB - 8, 1);
+    qtest_clock_step(s->qts, 10000 * MS);
+    for (i = 0; i < nr; i++) {
+        inval_range(s, IOVA_BLOCK + i * GiB, GiB, 30, LEAF);
+    }
+    expect(s, .writes = nr);
+    stop(s);
+}
+
+int main(int argc, char **argv)
+{
+    int i;
+
+    g_test_init(&argc, &argv, NULL);
+
+    if (!qtest_has_machine("q35") || !qtest_has_device("virtio-iommu-pci") ||
+        !qtest_has_device("edu")) {
+        g_test_message("q35, virtio-iommu-pci or edu not available");
+        return 0;
+    }
+
+#define CHECK_TEST(name, fn) \
+    qtest_add_func("/q35/virtio-iommu/check/" name, fn)
+    CHECK_TEST("off", test_off);
+    CHECK_TEST("when", test_when);
+    CHECK_TEST("end", test_end);
+    CHECK_TEST("no-memory", test_no_memory);
+    CHECK_TEST("many", test_many);
+
+    for (i = 0; i < ARRAY_SIZE(formats); i++) {
+        const Format *f = &formats[i];
+
+#define FORMAT_TEST(test, fn) do {                                          \
+        g_autofree char *path = g_strdup_printf("/q35/virtio-iommu/check/"  \
+                                                test "/%s", f->name);       \
+        qtest_add_data_func(path, f, fn);                                   \
+    } while (0)
+        FORMAT_TEST("obey", test_obey);
+        FORMAT_TEST("lazy", test_lazy);
+        FORMAT_TEST("split", test_split);
+        FORMAT_TEST("merge", test_merge);
+        FORMAT_TEST("concurrent", test_concurrent);
+        FORMAT_TEST("forgotten", test_forgotten);
+        FORMAT_TEST("table-write", test_table_write);
+        FORMAT_TEST("promise", test_promise);
+        FORMAT_TEST("remap", test_remap);
+    }
+    return g_test_run();
+}
