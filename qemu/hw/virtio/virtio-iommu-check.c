@@ -17,13 +17,16 @@
  *
  * - Its address gets another translation: stale-remaps. That needs no dirty
  *   log and no luck, because all that an INVALIDATE request covers is looked
- *   at before it is dropped. A driver that does not wait for the used entry
- *   gives the address to someone else in the meantime. This is about leaves
- *   only: on x86-64 a driver may put a leaf where an empty table was, and wait
- *   afterwards.
+ *   at before it is dropped. This is about leaves only: on x86-64 a driver may
+ *   put a leaf where an empty table was, and wait afterwards.
  *
  * - An INVALIDATE request says by LEAF or leaf_shift that it has not changed:
  *   false-promises.
+ *
+ * A kick is served before the CPU that kicked goes on, so a driver that does not
+ * wait for the used entry gets away with it. With check-delay=ms the device
+ * looks at everything when it is kicked, lets the driver do what it should
+ * not, and looks again when it serves the request.
  *
  * What an invalidation that was forgotten has left behind cannot be told from
  * what an invalidation that is still to come will remove. But whoever knows
@@ -31,7 +34,7 @@
  *
  * Order is what excludes false alarms: an entry is found to be stale, then its
  * memory is marked clean, later it is found dirty, and then the entry still
- * stale. No invalidation can be served in between without dropping the entry.
+ * stale. An invalidation that asks for it would have dropped it in between.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -47,6 +50,7 @@
 #include "qom/object.h"
 #include "system/address-spaces.h"
 #include "system/physmem.h"
+#include "standard-headers/linux/virtio_iommu_stage1.h"
 #include "trace.h"
 #include "virtio-iommu-check.h"
 
@@ -89,9 +93,18 @@ typedef struct Pending {
     uint64_t len;
 } Pending;
 
+/* Of an invalidation queue */
+typedef enum Hold {
+    HOLD_NOT,
+    HOLD_WAIT,                  /* until the timer has run */
+    HOLD_OVER,                  /* the next kick is served */
+} Hold;
+
 struct VirtIOIOMMUCheck {
     VirtIOIOMMU *s;
     QEMUTimer *timer;
+    QEMUTimer *hold_timer;
+    Hold hold[VIRTIO_IOMMU_STAGE1_INVALQS_MAX];
     uint64_t counters[NR_COUNTERS];
     /* MemoryRegions of which the dirty log is on */
     GHashTable *logging;
@@ -485,6 +498,49 @@ static void scan_timer(void *opaque)
     }
 }
 
+bool virtio_iommu_check_hold(VirtIOIOMMUCheck *c, VirtQueue *vq)
+{
+    Hold *hold = &c->hold[virtio_get_queue_index(vq) -
+                          VIRTIO_IOMMU_VQ_INVAL_FIRST];
+
+    if (!c->s->stage1_check_delay) {
+        return false;
+    }
+    if (*hold == HOLD_OVER) {
+        *hold = HOLD_NOT;
+        return false;
+    }
+    if (*hold == HOLD_NOT) {
+        WITH_QEMU_LOCK_GUARD(&c->s->mutex) {
+            scan(c, true);
+        }
+        *hold = HOLD_WAIT;
+        if (!timer_pending(c->hold_timer)) {
+            timer_mod(c->hold_timer, qemu_clock_get_ms(QEMU_CLOCK_VIRTUAL) +
+                      c->s->stage1_check_delay);
+        }
+    }
+    return true;
+}
+
+static void hold_timer(void *opaque)
+{
+    VirtIOIOMMUCheck *c = opaque;
+    VirtIODevice *vdev = VIRTIO_DEVICE(c->s);
+    int i;
+
+    for (i = 0; i < c->s->num_invalqs; i++) {
+        int n = VIRTIO_IOMMU_VQ_INVAL_FIRST + i;
+
+        if (c->hold[i] == HOLD_WAIT) {
+            /* It may have been reset. */
+            c->hold[i] = virtio_queue_get_desc_addr(vdev, n) ? HOLD_OVER :
+                                                               HOLD_NOT;
+            virtio_queue_notify(vdev, n);
+        }
+    }
+}
+
 /*
  * Properties
  */
@@ -542,6 +598,7 @@ void virtio_iommu_check_realize(VirtIOIOMMU *s)
         c = g_new0(VirtIOIOMMUCheck, 1);
         c->s = s;
         c->timer = timer_new_ns(QEMU_CLOCK_VIRTUAL, scan_timer, c);
+        c->hold_timer = timer_new_ms(QEMU_CLOCK_VIRTUAL, hold_timer, c);
         c->logging = g_hash_table_new(NULL, NULL);
         c->pending = g_array_new(false, false, sizeof(Pending));
         s->check = c;
@@ -558,6 +615,7 @@ void virtio_iommu_check_unrealize(VirtIOIOMMU *s)
     }
     if (c) {
         timer_free(c->timer);
+        timer_free(c->hold_timer);
         g_hash_table_foreach_remove(c->logging, stop_logging, NULL);
         g_hash_table_destroy(c->logging);
         g_array_free(c->pending, true);

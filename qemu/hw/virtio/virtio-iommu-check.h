@@ -48,6 +48,12 @@ void virtio_iommu_check_promise(VirtIOIOMMUCheck *c, uint32_t domain_id,
                                 const VirtIOIOMMUTableConfig *cfg,
                                 VirtIOIOMMUCached *e, int64_t *budget);
 
+/*
+ * Whether to leave the invalidation queue @vq alone. It is kicked again when
+ * the time of check-delay has passed.
+ */
+bool virtio_iommu_check_hold(VirtIOIOMMUCheck *c, VirtQueue *vq);
+
 /* Whether the table says something else by now */
 bool virtio_iommu_check_is_stale(const VirtIOIOMMUTableConfig *cfg,
                                  const VirtIOIOMMUCached *e);

@@ -551,8 +551,11 @@ static void serve_invalq(void *opaque)
 static void handle_invalq(VirtIODevice *vdev, VirtQueue *vq)
 {
     int i = virtio_get_queue_index(vq) - VIRTIO_IOMMU_VQ_INVAL_FIRST;
+    VirtIOIOMMU *s = VIRTIO_IOMMU(vdev);
 
-    serve_invalq(&VIRTIO_IOMMU(vdev)->invalqs[i]);
+    if (!s->check || !virtio_iommu_check_hold(s->check, vq)) {
+        serve_invalq(&s->invalqs[i]);
+    }
 }
 
 /*
@@ -858,6 +861,10 @@ err:
 
 bool virtio_iommu_stage1_check(VirtIOIOMMU *s, Error **errp)
 {
+    if (s->stage1_check_delay && !s->stage1_check) {
+        error_setg(errp, "check-delay needs check=on");
+        return false;
+    }
     if (!s->stage1) {
         if (s->stage1_check) {
             error_setg(errp, "check=on needs stage1=on");

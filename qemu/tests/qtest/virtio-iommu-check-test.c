@@ -78,6 +78,7 @@ typedef struct Check {
     uint64_t size;              /* of the granule */
     uint64_t root;
     uint64_t next_table;
+    bool guest;                 /* The clock goes on by itself */
 } Check;
 
 /* What the device says. Those that are not named are 0. */
@@ -141,11 +142,10 @@ static void set(Check *s, uint64_t addr, uint64_t val)
 
 /* Requests */
 
-static void request(Check *s, QVirtQueue *vq, const void *out, size_t out_len,
-                    size_t in_len)
+static void submit(Check *s, QVirtQueue *vq, const void *out, size_t out_len,
+                   size_t in_len)
 {
-    gint64 start = g_get_monotonic_time();
-    uint32_t head, d;
+    uint32_t head;
 
     vq->free_head = 0;
     vq->num_free = vq->size;
@@ -154,7 +154,22 @@ static void request(Check *s, QVirtQueue *vq, const void *out, size_t out_len,
     head = qvirtqueue_add(s->qts, vq, REQ, out_len, false, true);
     qvirtqueue_add(s->qts, vq, ANSWER, in_len, true, false);
     qvirtqueue_kick(s->qts, s->dev, vq, head);
-    while (!qvirtqueue_get_buf(s->qts, vq, &d, NULL)) {
+}
+
+static bool done(Check *s, QVirtQueue *vq)
+{
+    uint32_t d;
+
+    return qvirtqueue_get_buf(s->qts, vq, &d, NULL);
+}
+
+static void request(Check *s, QVirtQueue *vq, const void *out, size_t out_len,
+                    size_t in_len)
+{
+    gint64 start = g_get_monotonic_time();
+
+    submit(s, vq, out, out_len, in_len);
+    while (!done(s, vq)) {
         g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
     }
 }
@@ -321,12 +336,19 @@ static void unmap(Check *s, uint64_t iova)
 
 static void dma(Check *s, int dev, uint64_t src, uint64_t dst, uint64_t cmd)
 {
+    gint64 start = g_get_monotonic_time();
+
     qpci_io_writeq(s->edu[dev], s->bar[dev], 0x80, src);
     qpci_io_writeq(s->edu[dev], s->bar[dev], 0x88, dst);
     qpci_io_writeq(s->edu[dev], s->bar[dev], 0x90, 8);
     qpci_io_writeq(s->edu[dev], s->bar[dev], 0x98, cmd);
-    qtest_clock_step(s->qts, 101 * MS);
-    g_assert_cmphex(qpci_io_readq(s->edu[dev], s->bar[dev], 0x98) & 1, ==, 0);
+    if (!s->guest) {
+        qtest_clock_step(s->qts, 101 * MS);
+        g_assert(!(qpci_io_readq(s->edu[dev], s->bar[dev], 0x98) & 1));
+    }
+    while (qpci_io_readq(s->edu[dev], s->bar[dev], 0x98) & 1) {
+        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
+    }
 }
 
 static void dma_read(Check *s, uint64_t iova)
@@ -353,7 +375,8 @@ static void driver_start(Check *s)
                            BIT_ULL(VIRTIO_RING_F_EVENT_IDX)));
     s->reqq = qvirtqueue_setup(s->dev, &s->alloc, 0);
     s->eventq = qvirtqueue_setup(s->dev, &s->alloc, 1);
-    s->invalq = qvirtqueue_setup(s->dev, &s->alloc, VIRTIO_IOMMU_VQ_INVAL_FIRST);
+    s->invalq = qvirtqueue_setup(s->dev, &s->alloc,
+                                 VIRTIO_IOMMU_VQ_INVAL_FIRST);
     qvirtio_set_driver_ok(s->dev);
 }
 
@@ -376,18 +399,20 @@ static void enable_devs(Check *s)
 }
 
 /* With device 0 in DOMAIN, and IOVA mapped to PAGE_A and cached */
-static Check *start_opts(const Format *f, const char *opts)
+static Check *start_machine(const Format *f, const char *opts,
+                            const char *machine_opts)
 {
     QPCIAddress addr = { .devfn = QPCI_DEVFN(3, 0) };
     Check *s = g_new0(Check, 1);
     int i;
 
-    s->qts = qtest_initf("-M q35 -m 2G -nodefaults "
+    s->guest = machine_opts[0];
+    s->qts = qtest_initf("-M q35 -m 2G -nodefaults %s "
                          "-device virtio-iommu-pci,id=iommu,addr=3,"
                          "boot-bypass=off,stage1=on%s "
                          "-device edu,addr=%d,dma_mask=0xffffffffffffffff "
                          "-device edu,addr=%d,dma_mask=0xffffffffffffffff",
-                         opts, SLOT, SLOT + 1);
+                         machine_opts, opts, SLOT, SLOT + 1);
     s->bus = qpci_new_pc(s->qts, NULL);
     pc_alloc_init(&s->alloc, s->qts, ALLOC_NO_FLAGS);
     s->pci = virtio_pci_new(s->bus, &addr);
@@ -407,6 +432,11 @@ static Check *start_opts(const Format *f, const char *opts)
     attach(s, DOMAIN, EP(0));
     dma_read(s, IOVA);
     return s;
+}
+
+static Check *start_opts(const Format *f, const char *opts)
+{
+    return start_machine(f, opts, "");
 }
 
 static Check *start(const Format *f)
@@ -940,6 +970,7 @@ static void test_remap(const void *opaque)
     unmap(s, IOVA);
     /* The write was in between, when the page was mapped. */
     inval_domain(s, DOMAIN);
+    expect(s, .remaps = 2);
     map(s, IOVA, PAGE_A);
     dma_read(s, IOVA);
 
@@ -950,8 +981,7 @@ static void test_remap(const void *opaque)
     set(s, table + s->size - 8, leaf_entry(f, f->granule, PAGE_B, false));
     set(s, entry_at(s, IOVA_BLOCK, f->block), table_entry(f, table));
     inval_range(s, IOVA_BLOCK, block, 0, 0);
-    g_assert_cmpuint(property(s, "stale-remaps"), ==, 3);
-    g_assert_cmpuint(property(s, "stale-entries"), ==, 0);
+    expect(s, .remaps = 3);
     stop(s);
 }
 
@@ -972,6 +1002,25 @@ static void test_off(void)
     inval_range(s, IOVA, s->size, 12, LEAF);
     expect(s);
     stop(s);
+}
+
+static void test_options(void)
+{
+    const char *argv[] = {
+        qtest_qemu_binary(NULL), "-M", "q35", "-accel", "qtest",
+        "-display", "none", "-nodefaults",
+        "-device", "virtio-iommu-pci,stage1=on,check-delay=1",
+        /* If QEMU gets this far, it stops here */
+        "-device", "no-such-device", NULL
+    };
+    g_autofree char *err = NULL;
+    int status;
+
+    g_assert(g_spawn_sync(NULL, (char **)argv, NULL,
+                          G_SPAWN_SEARCH_PATH | G_SPAWN_STDOUT_TO_DEV_NULL,
+                          NULL, NULL, NULL, &err, &status, NULL));
+    g_assert(WIFEXITED(status) && WEXITSTATUS(status));
+    g_assert(strstr(err, "check-delay needs check=on"));
 }
 
 /* What is watched goes away with the domain, however it ends */
@@ -1077,6 +1126,174 @@ static void test_many(void)
     stop(s);
 }
 
+#define DELAY           20
+
+/* An INVALIDATE request for all of DOMAIN that is served in DELAY ms */
+static void send_inval(Check *s)
+{
+    struct {
+        struct virtio_iommu_req_invalidate head;
+        struct virtio_iommu_inv_desc desc;
+    } QEMU_PACKED req = {
+        .head.type = VIRTIO_IOMMU_T_INVALIDATE,
+        .head.nr = cpu_to_le16(1),
+        .desc.domain = cpu_to_le32(DOMAIN),
+        .desc.scope = VIRTIO_IOMMU_INV_S_DOMAIN,
+    };
+
+    submit(s, s->invalq, &req, sizeof(req),
+           sizeof(struct virtio_iommu_inv_tail));
+    g_assert(!done(s, s->invalq));
+}
+
+static void pass_delay(Check *s)
+{
+    qtest_clock_step(s->qts, (DELAY - 1) * MS);
+    g_assert(!done(s, s->invalq));
+    qtest_clock_step(s->qts, 1 * MS);
+    g_assert(done(s, s->invalq));
+}
+
+/* A driver that does not wait for the used entry */
+static void test_no_wait(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start_opts(f, ",check=on,check-delay=" stringify(DELAY));
+    uint8_t above = f->granule + level_bits(f);
+    uint64_t entry = entry_at(s, IOVA, above), was = get(s, entry);
+    uint64_t table = was & MAKE_64BIT_MASK(f->granule, 48 - f->granule);
+
+    /* One that does */
+    unmap(s, IOVA);
+    set(s, entry, 0);
+    send_inval(s);
+    pass_delay(s);
+    set(s, PAGE_A, 1);
+    qtest_memset(s->qts, table, 0, s->size);
+    map(s, IOVA, PAGE_B);
+    table = get(s, entry) & MAKE_64BIT_MASK(f->granule, 48 - f->granule);
+    was = get(s, entry);
+    dma_read(s, IOVA);
+    expect(s);
+
+    /* The address */
+    unmap(s, IOVA);
+    send_inval(s);
+    map(s, IOVA, PAGE_A);
+    pass_delay(s);
+    dma_read(s, IOVA);
+    expect(s, .remaps = 1);
+
+    /* The page */
+    unmap(s, IOVA);
+    send_inval(s);
+    set(s, PAGE_A, 1);
+    pass_delay(s);
+    expect(s, .remaps = 1, .writes = 1);
+    map(s, IOVA, PAGE_A);
+    dma_read(s, IOVA);
+
+    /* The table */
+    unmap(s, IOVA);
+    set(s, entry, 0);
+    send_inval(s);
+    set(s, table, 1);
+    pass_delay(s);
+    expect(s, .remaps = 1, .writes = 1, .table_writes = 1);
+    set(s, table, 0);
+    set(s, entry, was);
+    map(s, IOVA, PAGE_A);
+    dma_read(s, IOVA);
+
+    /* The queue is reset with the device before the time has passed */
+    unmap(s, IOVA);
+    send_inval(s);
+    driver_free(s);
+    qvirtio_reset(s->dev);
+    driver_start(s);
+    qtest_clock_step(s->qts, 100 * MS);
+    attach(s, DOMAIN, EP(0));
+    send_inval(s);
+    pass_delay(s);
+    expect(s, .remaps = 1, .writes = 1, .table_writes = 1);
+    stop(s);
+}
+
+/*
+ * Firmware of a guest that does one thing: when the byte at GUEST_GO is not 0,
+ * it increments the one at GUEST_PAGE and sets it to 0.
+ */
+#define GUEST_PAGE      0x50000ULL
+#define GUEST_GO        0x60000ULL
+
+static const uint8_t guest_code[] = {
+    0xb8, 0x00, 0x50,                           /* mov ax, 0x5000 */
+    0x8e, 0xd8,                                 /* mov ds, ax */
+    0xb8, 0x00, 0x60,                           /* mov ax, 0x6000 */
+    0x8e, 0xc0,                                 /* mov es, ax */
+    0x26, 0x80, 0x3e, 0x00, 0x00, 0x00,         /* wait: cmp [es:0], 0 */
+    0x74, 0xf8,                                 /* je wait */
+    0xfe, 0x06, 0x00, 0x00,                     /* inc [ds:0] */
+    0x26, 0xc6, 0x06, 0x00, 0x00, 0x00,         /* mov [es:0], 0 */
+    0xeb, 0xec,                                 /* jmp wait */
+};
+static const uint8_t guest_reset[] = { 0xe9, 0x0d, 0x00 };  /* jmp 0 */
+
+static void guest_writes(Check *s)
+{
+    gint64 start = g_get_monotonic_time();
+    uint8_t was = qtest_readb(s->qts, GUEST_PAGE);
+
+    qtest_writeb(s->qts, GUEST_GO, 1);
+    while (qtest_readb(s->qts, GUEST_GO)) {
+        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
+    }
+    g_assert_cmpuint(qtest_readb(s->qts, GUEST_PAGE), ==, (uint8_t)(was + 1));
+}
+
+/* The writes of a CPU that has the page in its TLB */
+static void test_cpu(void)
+{
+    g_autofree uint8_t *rom = g_malloc0(64 * KiB);
+    g_autofree char *path = NULL;
+    g_autofree char *opts = NULL;
+    Check *s;
+    int fd, i;
+
+    memcpy(rom, guest_code, sizeof(guest_code));
+    memcpy(rom + 0xfff0, guest_reset, sizeof(guest_reset));
+    fd = g_file_open_tmp("virtio-iommu-check-XXXXXX", &path, NULL);
+    g_assert(fd >= 0);
+    g_assert(qemu_write_full(fd, rom, 64 * KiB) == 64 * KiB);
+    close(fd);
+    opts = g_strdup_printf("-accel tcg -bios %s", path);
+    s = start_machine(&formats[0], ",check=on", opts);
+    unlink(path);
+
+    guest_writes(s);
+    map(s, IOVA_BLOCK, GUEST_PAGE);
+    dma_read(s, IOVA_BLOCK);
+    guest_writes(s);
+    expect(s);
+    for (i = 1; i < 4; i++) {
+        unmap(s, IOVA_BLOCK);
+        expect(s, .entries = 1, .writes = i - 1);
+        expect(s, .entries = 1, .writes = i - 1);
+        guest_writes(s);
+        expect(s, .entries = 1, .writes = i);
+        guest_writes(s);
+        expect(s, .entries = 1, .writes = i);
+        inval_range(s, IOVA_BLOCK, s->size, 0, LEAF);
+        guest_writes(s);
+        expect(s, .writes = i);
+        map(s, IOVA_BLOCK, GUEST_PAGE);
+        dma_read(s, IOVA_BLOCK);
+        guest_writes(s);
+        expect(s, .writes = i);
+    }
+    stop(s);
+}
+
 int main(int argc, char **argv)
 {
     int i;
@@ -1091,11 +1308,15 @@ int main(int argc, char **argv)
 
 #define CHECK_TEST(name, fn) \
     qtest_add_func("/q35/virtio-iommu/check/" name, fn)
+    CHECK_TEST("options", test_options);
     CHECK_TEST("off", test_off);
     CHECK_TEST("when", test_when);
     CHECK_TEST("end", test_end);
     CHECK_TEST("no-memory", test_no_memory);
     CHECK_TEST("many", test_many);
+    if (qtest_has_accel("tcg")) {
+        CHECK_TEST("cpu", test_cpu);
+    }
 
     for (i = 0; i < ARRAY_SIZE(formats); i++) {
         const Format *f = &formats[i];
@@ -1114,6 +1335,7 @@ int main(int argc, char **argv)
         FORMAT_TEST("table-write", test_table_write);
         FORMAT_TEST("promise", test_promise);
         FORMAT_TEST("remap", test_remap);
+        FORMAT_TEST("no-wait", test_no_wait);
     }
     return g_test_run();
 }
