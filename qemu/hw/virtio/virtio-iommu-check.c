@@ -23,8 +23,8 @@
  * - An INVALIDATE request says by LEAF or leaf_shift that it has not changed:
  *   false-promises.
  *
- * A kick is served before the CPU that kicked goes on, so a driver that does not
- * wait for the used entry gets away with it. With check-delay=ms the device
+ * A kick is served before the CPU that kicked goes on, so a driver that does
+ * not wait for the used entry gets away with it. With check-delay=ms the device
  * looks at everything when it is kicked, lets the driver do what it should
  * not, and looks again when it serves the request.
  *
