@@ -573,6 +573,136 @@ static void test_obey(const void *opaque)
 }
 
 /*
+ * A driver that obeys, with many changes under way at a time and in any order.
+ * Each page has one owner, so that not even the hint may say anything.
+ */
+#define NR_TABLES       3
+#define NR_SLOTS        8               /* In each table */
+#define NR_STEPS        600
+
+typedef enum SlotState { SLOT_FREE, SLOT_MAPPED, SLOT_UNMAPPED } SlotState;
+
+typedef struct Slot {
+    SlotState state;
+    uint64_t page;
+} Slot;
+
+static void test_random(const void *opaque)
+{
+    const Format *f = opaque;
+    Check *s = start(f);
+    uint8_t above = f->granule + level_bits(f);
+    Slot slots[NR_TABLES][NR_SLOTS] = {};
+    bool table_gone[NR_TABLES] = {};
+    uint64_t table_page[NR_TABLES] = {};
+    g_autoptr(GArray) pages = g_array_new(false, false, sizeof(uint64_t));
+    int step, t, i;
+
+    for (i = 0; i < NR_TABLES * NR_SLOTS; i++) {
+        uint64_t page = PAGE_B + i * s->size;
+
+        g_array_append_val(pages, page);
+    }
+
+    for (step = 0; step < NR_STEPS; step++) {
+        uint64_t base, iova, entry;
+        bool leaf_only = g_test_rand_bit();
+        Slot *slot;
+
+        t = g_test_rand_int_range(0, NR_TABLES);
+        i = g_test_rand_int_range(0, NR_SLOTS);
+        slot = &slots[t][i];
+        base = IOVA_BLOCK + t * BIT_ULL(above);
+        iova = base + i * s->size;
+
+        switch (g_test_rand_int_range(0, 8)) {
+        case 0:
+        case 1:
+            if (slot->state == SLOT_FREE && !table_gone[t]) {
+                guint n = g_test_rand_int_range(0, pages->len);
+
+                slot->state = SLOT_MAPPED;
+                slot->page = g_array_index(pages, uint64_t, n);
+                g_array_remove_index_fast(pages, n);
+                map(s, iova, slot->page);
+            }
+            break;
+        case 2:
+            if (slot->state == SLOT_MAPPED) {
+                if (g_test_rand_bit()) {
+                    dma_read(s, iova);
+                } else {
+                    dma_write(s, iova);
+                }
+            }
+            break;
+        case 3:
+            if (slot->state == SLOT_MAPPED) {
+                set(s, slot->page, step);
+            }
+            if (pages->len) {
+                set(s, g_array_index(pages, uint64_t, 0), step);
+            }
+            break;
+        case 4:
+            if (slot->state == SLOT_MAPPED) {
+                unmap(s, iova);
+                slot->state = SLOT_UNMAPPED;
+            }
+            break;
+        case 5:
+            /* The table, with all that is in it */
+            if (table_gone[t] || g_test_rand_bit()) {
+                break;
+            }
+            entry = entry_at(s, base, above);
+            table_page[t] = get(s, entry) &
+                            MAKE_64BIT_MASK(f->granule, 48 - f->granule);
+            if (!table_page[t]) {
+                break;
+            }
+            for (i = 0; i < NR_SLOTS; i++) {
+                if (slots[t][i].state == SLOT_MAPPED) {
+                    slots[t][i].state = SLOT_UNMAPPED;
+                }
+            }
+            set(s, entry, 0);
+            table_gone[t] = true;
+            break;
+        case 6:
+            if (table_gone[t]) {
+                inval_range(s, base, BIT_ULL(above), f->granule, 0);
+                qtest_memset(s->qts, table_page[t], 0xff, s->size);
+                table_gone[t] = false;
+                for (i = 0; i < NR_SLOTS; i++) {
+                    if (slots[t][i].state == SLOT_UNMAPPED) {
+                        g_array_append_val(pages, slots[t][i].page);
+                        slots[t][i].state = SLOT_FREE;
+                    }
+                }
+            } else if (slot->state == SLOT_UNMAPPED) {
+                inval_range(s, iova, s->size, leaf_only ? f->granule : 0,
+                            leaf_only ? LEAF : 0);
+                set(s, slot->page, step);
+                g_array_append_val(pages, slot->page);
+                slot->state = SLOT_FREE;
+            }
+            break;
+        case 7:
+            if (g_test_rand_bit()) {
+                look(s);
+            } else {
+                qtest_clock_step(s->qts, 11 * MS);
+            }
+            break;
+        }
+    }
+    inval_domain(s, DOMAIN);
+    expect(s);
+    stop(s);
+}
+
+/*
  * A block is split, with one page left out. That x86-64 does without
  * break-before-make. What is still mapped is still in use.
  */
@@ -1335,6 +1465,7 @@ int main(int argc, char **argv)
         qtest_add_data_func(path, f, fn);                                   \
     } while (0)
         FORMAT_TEST("obey", test_obey);
+        FORMAT_TEST("random", test_random);
         FORMAT_TEST("lazy", test_lazy);
         FORMAT_TEST("split", test_split);
         FORMAT_TEST("merge", test_merge);
