@@ -6,7 +6,7 @@
  * which takes as much of it as it likes: the source cannot finish before all
  * but the last of its memory has been taken, and nothing depends on time.
  *
- * INV-D-n, INV-R-n and ATT-D-n are clauses of the specification.
+ * INV-D-n and ATT-D-n are clauses of the specification.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -920,7 +920,6 @@ static void stop(Guest *g)
 
 typedef struct Migration {
     int fd;
-    char *path;
     GByteArray *stream;
 } Migration;
 
@@ -1019,20 +1018,17 @@ static void migration_parameters(Guest *g, int64_t bandwidth)
 static Migration migration_begin(Guest *g)
 {
     Migration m = { .stream = g_byte_array_new() };
-    g_autofree char *uri = NULL;
-    int listener;
+    g_autofree char *path = g_strdup_printf("%s/out", g->dir);
+    g_autofree char *uri = g_strdup_printf("unix:%s", path);
+    int listener = unix_socket(path, true);
 
-    m.path = g_strdup_printf("%s/out", g->dir);
-    uri = g_strdup_printf("unix:%s", m.path);
-    listener = unix_socket(m.path, true);
     migration_parameters(g, BALLAST_SIZE * 9);
     qtest_qmp_assert_success(g->qts, "{ 'execute': 'migrate',"
                              "  'arguments': { 'uri': %s } }", uri);
     m.fd = accept(listener, NULL, NULL);
     g_assert_cmpint(m.fd, >=, 0);
     close(listener);
-    unlink(m.path);
-    g_free(m.path);
+    unlink(path);
     take_until(g, &m, 1);
     return m;
 }
