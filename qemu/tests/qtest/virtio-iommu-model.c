@@ -1012,7 +1012,10 @@ ModelInval model_judge_inval(Model *m, const void *buf, size_t len,
                              size_t in_len)
 {
     const struct virtio_iommu_req_invalidate *head = buf;
-    ModelInval a = { .used = in_len, .statuses = MODEL_S(VIRTIO_IOMMU_S_INVAL) };
+    ModelInval a = {
+        .used = in_len,                                 /* INV-D-9 */
+        .statuses = MODEL_S(VIRTIO_IOMMU_S_INVAL),
+    };
     uint16_t nr;
 
     if (!len || head->type != VIRTIO_IOMMU_T_INVALIDATE) {
@@ -1199,7 +1202,7 @@ static void access_table(Model *m, Domain *d, uint64_t va, uint8_t need,
             break;
         case LEAF:
             if ((item->perm & need) == need) {
-                add_place(m, a, item->e.addr | (va & (BIT_ULL(item->shift) - 1)),
+                add_place(m, a, item->e.addr | bits(va, 0, item->shift - 1),
                           false);
             } else {
                 a->may_reject = true;
