@@ -906,7 +906,7 @@ void model_apply(Model *m, const void *req, size_t len, uint8_t status)
     int i;
 
     if (status != VIRTIO_IOMMU_S_OK) {
-        return;                 /* ATT-D-19, ATT-D-23, DET-D-7, DOM-D-1 to 3 */
+        return;         /* ATT-D-19, ATT-D-23, DET-D-7, DOM-D-8, DOM-D-1 to 3 */
     }
     memcpy(&r, req, MIN(len, sizeof(r)));
     switch (*(const uint8_t *)req) {

@@ -252,7 +252,7 @@ typedef struct Stage {
     GRand *rng;
     /* Pages for tables, and what we have written there */
     char *shadow;
-    bool page_used[NR_TABLE_PAGES];
+    uint64_t device_bits[NR_TABLE_PAGES];       /* That it may change there */
     int next_page;
     int free_pages[NR_TABLE_PAGES], nr_free;
     /* What the last OP_SET changed, for an obedient driver */
@@ -648,7 +648,7 @@ static uint64_t new_page(Stage *s, const Table *t)
     } else {
         return 0;
     }
-    s->page_used[i] = true;
+    s->device_bits[i] = is_x86(t) ? X86_AD : 0;
     page = TABLES + i * PAGE_STRIDE;
     memset(at(s, page), 0, BIT(t->granule));
     memset(s->shadow + i * PAGE_STRIDE, 0, BIT(t->granule));
@@ -856,7 +856,7 @@ static void do_set(Stage *s, const Op *op)
     model_tables_changed(s->model);
 }
 
-/* TBL-D-11: tables are as we have left them. TBX-D-9, 10: but for A and D. */
+/* TBL-D-11, TBA-D-9: tables are as we have left them, but for TBX-D-9, 10 */
 static void check_tables(Stage *s)
 {
     uint64_t i, j, differs;
@@ -870,7 +870,7 @@ static void check_tables(Stage *s)
         }
         for (j = 0; j < PAGE_STRIDE; j += 8) {
             differs = ldq_le_p(now + j) ^ ldq_le_p(ours + j);
-            if (differs & ~X86_AD) {
+            if (differs & ~s->device_bits[i]) {
                 differ(s, "TBL-D-11: the device has changed a table at 0x%"
                        PRIx64, (uint64_t)(TABLES + i * PAGE_STRIDE + j));
             }
@@ -1164,22 +1164,130 @@ static void check_count(Stage *s, const Part *part, int nr)
     s->stale_count = now;
 }
 
+/* What can be hit gets a known content. False if that would do harm. */
+static bool label_places(Stage *s, Part *part, bool write)
+{
+    int i;
+
+    if (part->a.any && write) {
+        return false;           /* No interrupts, please */
+    }
+    for (i = 0; i < part->a.nr; i++) {
+        uint64_t pa = part->a.place[i].pa;
+
+        if (is_data(pa)) {
+            set32(s, pa, label(pa));
+        } else if (write) {
+            return false;       /* Tables and rings are for us alone */
+        }
+        part->was[i] = get32(s, pa);
+    }
+    return true;
+}
+
+/* Undo a write, and see which place it went to */
+static void find_written(Stage *s, int ep, Part *part, uint32_t data)
+{
+    int i;
+
+    for (i = 0; i < part->a.nr; i++) {
+        uint64_t pa = part->a.place[i].pa;
+        uint32_t now = get32(s, pa);
+
+        if (now == part->was[i]) {
+            continue;
+        }
+        set32(s, pa, part->was[i]);
+        if (now != data) {
+            differ(s, "endpoint %d writes 0x%x to 0x%" PRIx64 ", not 0x%x", ep,
+                   now, pa, data);
+        }
+        part->hit = i;
+    }
+}
+
+/* See which place @data was read from */
+static void find_read(Stage *s, int ep, Part *part, uint32_t data)
+{
+    const ModelAccess *a = &part->a;
+    bool nothing = !data || data == ~0u;
+    int i;
+
+    /* What a rejected read gives may look like memory of ours */
+    if (nothing && part->reported && a->may_reject) {
+        return;
+    }
+    for (i = 0; i < a->nr; i++) {
+        if (part->was[i] == data) {
+            part->hit = i;
+            return;
+        }
+    }
+    if (!nothing && !a->any) {
+        differ(s, "endpoint %d reads 0x%x at 0x%" PRIx64 ", which is at 0x%"
+               PRIx64 "; expected: %s", ep, data, part->va,
+               (uint64_t)(data & 0x1fffffff) << 2, describe_access(a));
+    }
+}
+
+static void judge_part(Stage *s, int ep, bool write, const Part *part)
+{
+    const ModelAccess *a = &part->a;
+    const char *what = write ? "write" : "read";
+
+    if (a->any) {
+        log_step("      may be anything\n");
+    } else if (part->hit >= 0) {
+        if (part->reported) {
+            differ(s, "FLT-D-12: report of an access to 0x%" PRIx64
+                   " that was not rejected", part->va);
+        }
+        log_step("      done%s\n", a->place[part->hit].fresh ? "" : ", stale");
+    } else {
+        if (!a->may_reject) {
+            differ(s, "endpoint %d: a %s at 0x%" PRIx64 " is rejected; "
+                   "expected: %s", ep, what, part->va, describe_access(a));
+        }
+        if (a->must_report && !part->reported) {
+            differ(s, "FLT-D-1: endpoint %d: a %s at 0x%" PRIx64 " is neither "
+                   "done nor reported; expected: %s", ep, what, part->va,
+                   describe_access(a));
+        }
+        log_step("      rejected%s\n", part->reported ? ", with a report" : "");
+    }
+    count_outcome(s, ep, write, part);
+}
+
+/* TBL-D-1: nothing else was written, at this offset of any page */
+static void check_pages(Stage *s, int ep, const Part *part)
+{
+    uint64_t pa;
+
+    for (pa = DATA + (part->va & 0xfff); pa < DATA + NR_DATA * PAGE_STRIDE;
+         pa += 4096) {
+        if (get32(s, pa) != label(pa)) {
+            differ(s, "endpoint %d writes at 0x%" PRIx64 " to 0x%" PRIx64
+                   "; expected: %s", ep, part->va, pa,
+                   describe_access(&part->a));
+        }
+    }
+}
+
+/* One access of 4 bytes, or of 8 bytes across the end of a page: TBL-D-14 */
 static void do_dma(Stage *s, const Op *op)
 {
     int ep = op->f[0] % NR_EPS, nr = op->f[4] ? 2 : 1, i, j;
-    int idx = op->f[1] % NR_VAS;
-    bool write = op->f[3], observable, unlike;
-    uint64_t va = s->seq->va[idx], io, page;
+    uint64_t va = s->seq->va[op->f[1] % NR_VAS], io = 0;
+    bool write = op->f[3], observable;
     uint32_t data[2] = { 0 };
     Part part[2] = { 0 };
 
     if (nr == 2) {
-        idx %= NR_PAIRS;
-        va = (s->seq->va[idx] | (idx ? 0xffff : 0xfff)) - 3;
+        i = op->f[1] % NR_PAIRS;
+        va = (s->seq->va[i] | (i ? 0xffff : 0xfff)) - 3;
     } else {
         va = (va & ~0xfffULL) | (op->f[2] & 0xffc);
     }
-    observable = find_io(s, ep, &io);
     for (i = 0; i < nr; i++) {
         part[i].va = va + 4 * i;
         part[i].hit = -1;
@@ -1187,26 +1295,9 @@ static void do_dma(Stage *s, const Op *op)
         count_clause(s);
         log_step("      endpoint %d, 0x%" PRIx64 ": expected: %s\n", ep,
                  part[i].va, describe_access(&part[i].a));
-        if (part[i].a.any && write) {
-            /* No interrupts, please */
+        if (!label_places(s, &part[i], write)) {
             return;
         }
-    }
-    for (i = 0; i < nr; i++) {
-        for (j = 0; j < part[i].a.nr; j++) {
-            uint64_t pa = part[i].a.place[j].pa;
-
-            if (is_data(pa)) {
-                set32(s, pa, label(pa));
-            } else if (write) {
-                /* Tables and rings are for us alone */
-                return;
-            }
-            part[i].was[j] = get32(s, pa);
-        }
-    }
-    s->maybe_stale |= maybe_stale(part, nr);
-    for (i = 0; i < nr; i++) {
         for (j = 0; j < part[i].a.nr; j++) {
             /* What is there already would not be seen to arrive */
             if (part[i].was[j] == s->edu_buf[ep][i]) {
@@ -1214,6 +1305,8 @@ static void do_dma(Stage *s, const Op *op)
             }
         }
     }
+    s->maybe_stale |= maybe_stale(part, nr);
+    observable = find_io(s, ep, &io);
     if (write && observable && !s->edu_buf_known[ep]) {
         io_read(s, ep, io);
     }
@@ -1225,89 +1318,36 @@ static void do_dma(Stage *s, const Op *op)
 
     edu_dma(s, ep, va, 4 * nr, write);
     take_reports(s, ep, write, part, nr);
-    if (!observable && (!write || part[0].a.nr || part[nr - 1].a.nr)) {
-        shared->counts[C_UNSEEN]++;
-        for (i = 0; i < nr; i++) {
-            for (j = 0; j < part[i].a.nr; j++) {
-                if (write) {
-                    set32(s, part[i].a.place[j].pa, part[i].was[j]);
-                }
-            }
-        }
-        if (s->counting && maybe_stale(part, nr)) {
-            s->stale_count = read_stale_count(s);
-        }
-        return;
-    }
-    /* It takes time to see that nothing was read */
-    if (!write && !(part[0].reported && part[nr - 1].reported &&
-                    s->stamp++ % 4)) {
+    if (!write && observable && !(part[0].reported && part[nr - 1].reported &&
+                                  s->stamp++ % 4)) {
+        /* Not always, as it takes time, if nothing was read */
         io_write(s, ep, io);
         memcpy(data, s->edu_buf[ep], sizeof(data));
     }
 
     for (i = 0; i < nr; i++) {
-        const ModelAccess *a = &part[i].a;
-
-        for (j = 0; j < a->nr; j++) {
-            uint32_t now = get32(s, a->place[j].pa);
-
-            /* What a rejected read gives may look like memory of ours */
-            if (!write && part[i].reported && a->may_reject &&
-                (!now || now == ~0u)) {
-                continue;
-            }
-            if (write ? now != part[i].was[j] : now == data[i]) {
-                /* Of places that look alike, the one that is expected */
-                if (part[i].hit < 0 || a->place[j].fresh) {
-                    part[i].hit = j;
-                }
-            }
-            if (write && now != part[i].was[j]) {
-                unlike = now != data[i];
-                set32(s, a->place[j].pa, part[i].was[j]);
-                if (unlike) {
-                    differ(s, "endpoint %d writes 0x%x to 0x%" PRIx64
-                           ", not 0x%x", ep, now, a->place[j].pa, data[i]);
-                }
+        if (!write) {
+            find_read(s, ep, &part[i], data[i]);
+        } else if (observable) {
+            find_written(s, ep, &part[i], data[i]);
+        } else {
+            for (j = 0; j < part[i].a.nr; j++) {
+                set32(s, part[i].a.place[j].pa, part[i].was[j]);
             }
         }
-        if (!a->any && !write && part[i].hit < 0 && data[i] &&
-            data[i] != ~0u) {
-            differ(s, "endpoint %d reads 0x%x at 0x%" PRIx64 ", which is at 0x%"
-                   PRIx64 "; expected: %s", ep, data[i], part[i].va,
-                   (uint64_t)(data[i] & 0x1fffffff) << 2, describe_access(a));
-        }
-        if (part[i].hit >= 0) {
-            if (part[i].reported && !a->any) {
-                differ(s, "FLT-D-12: report of an access to 0x%" PRIx64
-                       " that was not rejected", part[i].va);
-            }
-        } else if (!a->may_reject && !a->any) {
-            differ(s, "endpoint %d: a %s at 0x%" PRIx64 " is rejected; "
-                   "expected: %s", ep, write ? "write" : "read", part[i].va,
-                   describe_access(a));
-        } else if (a->must_report && !part[i].reported) {
-            differ(s, "FLT-D-1: endpoint %d: a %s at 0x%" PRIx64 " is neither "
-                   "done nor reported; expected: %s", ep,
-                   write ? "write" : "read", part[i].va, describe_access(a));
-        }
-        log_step("      %s\n", part[i].hit < 0 ? part[i].reported ?
-              "rejected, with a report" : "rejected" :
-              a->place[part[i].hit].fresh ? "done" : "done, stale");
-        count_outcome(s, ep, write, &part[i]);
     }
-    /* TBL-D-1: and nothing else, at this offset of any page */
-    for (page = 0; write && page < NR_DATA * PAGE_STRIDE; page += 4096) {
-        for (i = 0; i < nr; i++) {
-            uint64_t pa = DATA + page + (part[i].va & 0xfff);
-
-            if (get32(s, pa) != label(pa)) {
-                differ(s, "endpoint %d writes at 0x%" PRIx64 " to 0x%" PRIx64
-                       "; expected: %s", ep, part[i].va, pa,
-                       describe_access(&part[i].a));
-            }
+    for (i = 0; write && i < nr; i++) {
+        check_pages(s, ep, &part[i]);
+    }
+    if (!observable && (!write || part[0].a.nr || part[nr - 1].a.nr)) {
+        shared->counts[C_UNSEEN]++;
+        if (s->counting && maybe_stale(part, nr)) {
+            s->stale_count = read_stale_count(s);
         }
+        return;
+    }
+    for (i = 0; i < nr; i++) {
+        judge_part(s, ep, write, &part[i]);
     }
     shared->counts[C_CROSSING] += nr == 2;
     check_count(s, part, nr);
@@ -1560,7 +1600,7 @@ static void do_invalidate(Stage *s, const Op *op)
     log_statuses(want.statuses);
     memcpy(at(s, REQ), buf, len);
     memset(at(s, ANSWER), UNTOUCHED, sizeof(answer));
-    /* INV-D-6 */
+    /* INV-D-6: in pieces */
     if (split && split < len) {
         p[pieces++] = (Piece){ REQ, split, false };
         p[pieces++] = (Piece){ REQ + split, len - split, false };
@@ -1624,14 +1664,34 @@ static void do_reset(Stage *s)
     model_reset(s->model, s->bypass);
 }
 
-static void describe_op(const Op *op)
+static bool uses_table(const Op *op, int table)
 {
+    return (op->kind == OP_SET && op->f[0] % NR_TABLES == table) ||
+           (op->kind == OP_ATTACH_TABLE && op->f[2] % NR_TABLES == table);
+}
+
+static void describe_op(const Sequence *q, const Op *op)
+{
+    static const char *const what[] = { "nothing", "leaf", "table", "copy",
+                                        "the same" };
     int i;
 
     log_step("  %s", op_info[op->kind].name);
     for (i = 0; i < NR_FIELDS; i++) {
-        if (op_info[op->kind].fields[i]) {
-            log_step(" %s=0x%" PRIx64, op_info[op->kind].fields[i], op->f[i]);
+        const char *field = op_info[op->kind].fields[i];
+
+        if (!field) {
+            continue;
+        } else if (!strcmp(field, "domain")) {
+            log_step(" domain=0x%x", domains[op->f[i] % ARRAY_SIZE(domains)]);
+        } else if (!strcmp(field, "va")) {
+            log_step(" va=0x%" PRIx64, q->va[op->f[i] % NR_VAS]);
+        } else if (!strcmp(field, "what")) {
+            log_step(" what=%s", what[op->f[i] % ARRAY_SIZE(what)]);
+        } else if (!strcmp(field, "longer")) {
+            log_step(" longer=%" PRId64, op->f[i]);
+        } else {
+            log_step(" %s=0x%" PRIx64, field, op->f[i]);
         }
     }
     log_step("\n");
@@ -1659,7 +1719,7 @@ static void describe_op(const Op *op)
 
 static void do_op(Stage *s, const Op *op)
 {
-    describe_op(op);
+    describe_op(s->seq, op);
     shared->ops[op->kind]++;
     switch (op->kind) {
     case OP_DMA:
@@ -2234,6 +2294,7 @@ static void random_op(Stage *s, Op *op, Focus *f)
 /* All that a sequence starts from, apart from the requests */
 static void set_up(Stage *s)
 {
+    bool log_wanted = shared->log_wanted;
     Sequence *q = s->seq;
     int i, j;
 
@@ -2244,6 +2305,11 @@ static void set_up(Stage *s)
     for (i = 0; i < NR_TABLES; i++) {
         Table *t = &q->tables[i];
 
+        /* Of what is not used nobody wants to know */
+        shared->log_wanted = false;
+        for (j = 0; j < q->nr_ops; j++) {
+            shared->log_wanted |= log_wanted && uses_table(&q->op[j], i);
+        }
         t->root = new_page(s, t);
         log_step("  table %d: format 0x%x granule_shift %u input_bits %u "
               "output_bits %u root 0x%" PRIx64 "\n", i, t->format, t->granule,
@@ -2256,8 +2322,8 @@ static void set_up(Stage *s)
             model_track(s->model, io_va(t) + j * 4096);
         }
     }
+    shared->log_wanted = log_wanted;
     for (i = 0; i < NR_VAS; i++) {
-        log_step("  va %d: 0x%" PRIx64 "\n", i, q->va[i]);
         model_track(s->model, q->va[i]);
     }
     for (i = 0; i < NR_PAIRS; i++) {
