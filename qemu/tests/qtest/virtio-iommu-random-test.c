@@ -2140,18 +2140,37 @@ static void random_invalidate(Stage *s, Op *op, const Focus *f)
     }
 }
 
-static void random_set(Stage *s, Op *op, const Focus *f)
+/* Mostly an address that this table can translate */
+static int random_va_of(Stage *s, const Table *t, int focus)
 {
+    int va = near(s, focus, NR_VAS), i;
+
+    for (i = 0; i < 3 && s->seq->va[va] >= table_inputs(t); i++) {
+        va = rnd(s, NR_VAS);
+    }
+    return va;
+}
+
+static void random_set(Stage *s, Op *op, Focus *f)
+{
+    const Table *t;
+
     op->f[0] = near(s, f->table, NR_TABLES);
-    op->f[1] = near(s, f->va, NR_VAS);
+    t = &s->seq->tables[op->f[0]];
+    op->f[1] = random_va_of(s, t, f->va);
+    if (chance(s, 50)) {
+        f->va = op->f[1];
+    }
     op->f[2] = chance(s, 60) ? 0 : chance(s, 60) ? 1 : rnd(s, 5);
     op->f[3] = chance(s, 70) ? SET_LEAF : rnd(s, 5);
     op->f[4] = rnd(s, NR_DATA);
     op->f[5] = chance(s, 20);
     op->f[7] = !s->seq->obedient && chance(s, 50);
-    if (op->f[3] == SET_KEEP || chance(s, 12)) {
-        const Table *t = &s->seq->tables[op->f[0]];
-
+    if (op->f[3] == SET_KEEP && chance(s, 50)) {
+        /* Permission to write, at any level */
+        op->f[2] = rnd(s, 4);
+        op->f[6] = is_x86(t) ? 1LL << 1 : op->f[2] ? 1LL << 62 : 1LL << 7;
+    } else if (op->f[3] == SET_KEEP || chance(s, 12)) {
         op->f[6] = 1LL << (is_x86(t) ?
                    PICK(s, 1, 1, 1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 20, 29, 32, 40,
                         46, 51, 52, 62, 63) :
@@ -2193,6 +2212,12 @@ static void random_op(Stage *s, Op *op, Focus *f)
     }
 
     *op = (Op){ 0 };
+    if (domain < 0 && chance(s, 30)) {
+        /* Back again, perhaps to where it was */
+        *op = (Op){ .kind = OP_ATTACH_TABLE,
+                    .f = { f->ep, f->domain, f->table } };
+        return;
+    }
     kind = rnd(s, 100);
     if (kind >= 40 && kind < 55 && domain >= 0 &&
         model_count_endpoints(s->model, domains[domain]) &&
@@ -2404,9 +2429,10 @@ static void play_random(Stage *s, uint64_t number, uint32_t seed)
                    obedient_op(s, op)) {
             /* What it has to do */
         } else if (q->nr_ops < 4) {
+            f.va = random_va_of(s, &q->tables[f.table], f.va);
             *op = (Op){ .kind = OP_SET,
-                        .f = { f.table, rnd(s, NR_VAS), rnd(s, 4) / 3,
-                               SET_LEAF, rnd(s, NR_DATA) } };
+                        .f = { f.table, f.va, rnd(s, 4) / 3, SET_LEAF,
+                               rnd(s, NR_DATA) } };
         } else {
             random_op(s, op, &f);
         }
@@ -2593,6 +2619,24 @@ static void shrink(Sequence *q)
     }
 }
 
+/* The device has kept something over the end of a sequence */
+static void report_predecessors(uint64_t number)
+{
+    uint64_t first = shared->first, n;
+
+    shared->replay = false;
+    for (n = 1; n <= number - first; n *= 2) {
+        shared->first = number - n;
+        shared->nr = n + 1;
+        if (run() && same_difference(wanted_difference, shared->message)) {
+            g_test_message("alone it does not differ, but after the %" PRIu64
+                           " before it", n);
+            return;
+        }
+    }
+    g_test_message("alone it does not differ: what was before it matters");
+}
+
 static void report_difference(const char *path)
 {
     Sequence *q = g_memdup2(&shared->seq, sizeof(*q));
@@ -2610,7 +2654,7 @@ static void report_difference(const char *path)
     shared->replay = true;
     wanted_difference = first;
     if (!still_differs(q)) {
-        g_test_message("alone it does not differ: what was before it matters");
+        report_predecessors(q->number);
         g_free(q);
         return;
     }
