@@ -801,7 +801,8 @@ static void do_set(Stage *s, const Op *op)
     s->changed = false;
     s->changed_tables = false;
     s->changed_table = op->f[0] % NR_TABLES;
-    if (va >= table_inputs(t)) {
+    /* TBX-R-3: a bad driver does not leave the upper half of x86-64 empty */
+    if (va >= (s->seq->obedient ? table_inputs(t) : BIT_ULL(t->input_bits))) {
         return;
     }
     addr = find_entry(s, t, va, shift);
@@ -1833,7 +1834,7 @@ static uint64_t random_va(Stage *s)
     if (chance(s, 6)) {
         /* No input address of some table, or of none */
         va |= PICK(s, BIT_ULL(25), BIT_ULL(47), BIT_ULL(48), BIT_ULL(56),
-                   BIT_ULL(57), BIT_ULL(63), ~0ULL << 47, ~0ULL << 56,
+                   BIT_ULL(56), BIT_ULL(57), BIT_ULL(63), ~0ULL << 47, ~0ULL << 56,
                    ~0ULL << 32);
     }
     return va & ~(BIT_ULL(27) | BIT_ULL(31));
@@ -2001,7 +2002,7 @@ static struct virtio_iommu_inv_desc random_desc(Stage *s, const Focus *f,
         }
         start = va & ~(BIT_ULL(shift) - 1);
         last = start + (BIT_ULL(shift) - 1);
-        switch (rnd(s, 10)) {
+        switch (rnd(s, 12)) {
         case 0:                 /* The next one */
             start = last + 1;
             last = start + g - 1;
@@ -2022,6 +2023,14 @@ static struct virtio_iommu_inv_desc random_desc(Stage *s, const Focus *f,
             break;
         case 5:                 /* The end of it */
             start = last - (g - 1);
+            break;
+        case 6:                 /* Across its start */
+            last = start + g - 1;
+            start -= g * (1 + rnd(s, 4));
+            break;
+        case 7:                 /* Across its end */
+            start = last - (g - 1);
+            last += g * (1 + rnd(s, 4));
             break;
         }
         d.start = cpu_to_le64(start);
@@ -2145,7 +2154,7 @@ static int random_va_of(Stage *s, const Table *t, int focus)
 {
     int va = near(s, focus, NR_VAS), i;
 
-    for (i = 0; i < 3 && s->seq->va[va] >= table_inputs(t); i++) {
+    for (i = 0; i < 3 && s->seq->va[va] >= BIT_ULL(t->input_bits); i++) {
         va = rnd(s, NR_VAS);
     }
     return va;
