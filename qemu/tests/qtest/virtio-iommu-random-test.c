@@ -1834,8 +1834,8 @@ static uint64_t random_va(Stage *s)
     if (chance(s, 6)) {
         /* No input address of some table, or of none */
         va |= PICK(s, BIT_ULL(25), BIT_ULL(47), BIT_ULL(48), BIT_ULL(56),
-                   BIT_ULL(56), BIT_ULL(57), BIT_ULL(63), ~0ULL << 47, ~0ULL << 56,
-                   ~0ULL << 32);
+                   BIT_ULL(56), BIT_ULL(57), BIT_ULL(63), ~0ULL << 47,
+                   ~0ULL << 56, ~0ULL << 32);
     }
     return va & ~(BIT_ULL(27) | BIT_ULL(31));
 }
