@@ -1980,15 +1980,26 @@ static const Table *table_of(Stage *s, uint32_t domain)
     return NULL;
 }
 
+/* Mostly one that can be invalidated */
+static uint32_t random_domain(Stage *s, const Focus *f)
+{
+    int domain = near(s, f->domain, ARRAY_SIZE(domains)), i;
+
+    for (i = 0; i < 3 && !table_of(s, domains[domain]); i++) {
+        domain = rnd(s, ARRAY_SIZE(domains));
+    }
+    return domains[domain];
+}
+
 static struct virtio_iommu_inv_desc random_desc(Stage *s, const Focus *f,
                                                 bool bad)
 {
-    uint32_t domain = domains[near(s, f->domain, ARRAY_SIZE(domains))];
+    uint32_t domain = random_domain(s, f);
     const Table *t = table_of(s, domain) ?: &s->seq->tables[f->table];
     uint64_t va = s->seq->va[near(s, f->va, NR_VAS)];
     uint64_t g = BIT_ULL(t->granule), start, last;
     struct virtio_iommu_inv_desc d = { .domain = cpu_to_le32(domain) };
-    int shift = t->granule;
+    int shift = t->granule, kind;
 
     if (chance(s, 20)) {
         d.scope = VIRTIO_IOMMU_INV_S_DOMAIN;
@@ -1997,12 +2008,13 @@ static struct virtio_iommu_inv_desc random_desc(Stage *s, const Focus *f,
         if (chance(s, 50)) {
             d.flags = cpu_to_le16(VIRTIO_IOMMU_INV_F_LEAF);
         }
-        if (chance(s, 30)) {
+        kind = rnd(s, 12);
+        if (chance(s, 30) || kind >= 10) {
             shift += (1 + rnd(s, 3)) * table_step(t);
         }
         start = va & ~(BIT_ULL(shift) - 1);
         last = start + (BIT_ULL(shift) - 1);
-        switch (rnd(s, 12)) {
+        switch (kind) {
         case 0:                 /* The next one */
             start = last + 1;
             last = start + g - 1;
@@ -2024,11 +2036,11 @@ static struct virtio_iommu_inv_desc random_desc(Stage *s, const Focus *f,
         case 5:                 /* The end of it */
             start = last - (g - 1);
             break;
-        case 6:                 /* Across its start */
+        case 10:                /* Across its start */
             last = start + g - 1;
             start -= g * (1 + rnd(s, 4));
             break;
-        case 7:                 /* Across its end */
+        case 11:                /* Across its end */
             start = last - (g - 1);
             last += g * (1 + rnd(s, 4));
             break;
