@@ -458,7 +458,8 @@ build_qemu() {
 	fi
 	step "qemu: building QEMU${tests:+ and its tests}"
 	log=$cache/logs/$work_name-qemu.log
-	rm -f "$build/.lab-stamp" "$build/$stamp"
+	# also that of the other targets: ninja removes what this tree does not know
+	rm -f "$build/.lab-stamp" "$build/.lab-stamp-tests"
 	if [[ ! -f $build/.lab-configured || $(<"$build/.lab-configured") != "${qemu_options[*]}" ]]; then
 		rm -rf "$build"
 		mkdir -p "$build"
