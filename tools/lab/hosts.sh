@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# The emulated hosts, and the architectures that they have: all that differs between them.
+# The emulated machines, hosts and guests, and the architectures that they have: all that differs
+# between them.
 
 # --- architectures ---
 
@@ -47,9 +48,13 @@ select_kind() {
 	[[ $1 != debug* ]] || kind_config+=("$lab/kernel-debug.config")
 }
 
-# --- hosts ---
+# --- hosts and guests ---
+#
+# A host has the IOMMU of a vendor, a guest has virtio-iommu. A guest's endpoints are as emulated as
+# a host's: it needs no host around it.
 
 hosts=(vtd smmuv3)
+guests=(guest-x86 guest-arm64)
 
 # select_host NAME: sets host, its architecture, and
 #   host_qemu          QEMU's binary
@@ -62,8 +67,14 @@ hosts=(vtd smmuv3)
 #   host_bus           the PCI bus that it serves, if it must be told
 #   host_properties    its properties
 #   host_optional      more of them, each used if this QEMU has it
+#   host_mem           its memory, if the user does not say
+#   host_modules       what it loads, if the kernel has it as a module
+#   host_is_guest      not empty if it is one
 select_host() {
 	host=$1
+	host_mem=2G
+	host_modules=(vfio-pci iommufd vhost_iommu)
+	host_is_guest=
 	case $host in
 	vtd)
 		select_arch x86
@@ -93,8 +104,32 @@ select_host() {
 		host_properties=stage=nested
 		host_optional=(fwb=on)
 		;;
-	*) die "there is no host '$host'" "There are: ${hosts[*]}" ;;
+	guest-x86)
+		select_host vtd
+		host=$1
+		# hot-plug by the ports' own registers, as on arm64
+		host_machine=(-machine q35 -cpu max -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off)
+		select_guest
+		;;
+	guest-arm64)
+		select_host smmuv3
+		host=$1
+		host_machine=(-machine "virt,gic-version=3,dtb-randomness=off" -cpu "max,pauth=off")
+		select_guest
+		;;
+	*) die "there is no host '$host'" "There are: ${hosts[*]} ${guests[*]}" ;;
 	esac
+}
+
+select_guest() {
+	host_iommu=virtio-iommu-pci
+	host_bus=
+	host_properties=bus=pcie.0
+	host_optional=(stage1=on num-invalqs=2 check=on)
+	host_mem=512M
+	# crc32c: ext4 asks for it by name
+	host_modules=(crc32c_generic virtio_pci virtio_iommu nvme ext4 e1000e af_packet vfio-pci iommufd)
+	host_is_guest=1
 }
 
 # wanted_hosts: sets wanted, the hosts to use: the one that was asked for, or all. LAB_HOST comes
@@ -108,11 +143,6 @@ wanted_hosts() {
 		wanted=("$HOST")
 	fi
 	[[ " ${hosts[*]} " == *" ${wanted[0]} "* ]] || die "there is no host '${wanted[0]}'" "There are: ${hosts[*]}"
-}
-
-# iommu_help HOST: the file that says which properties the host's IOMMU has in the built QEMU
-iommu_help() {
-	echo "$qemu_build/.lab-iommu-$1"
 }
 
 # optional_properties HELP PROPERTY...: those that QEMU knows, each with a comma in front

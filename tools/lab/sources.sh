@@ -72,14 +72,17 @@ fetch() {
 		read -r suite package version sum file <<<"$line"
 		if [[ $suite == */source ]]; then
 			echo "deb-src [signed-by=$key] $uri ${suite%/source} main"
+		elif [[ $package == *:* ]]; then
+			echo "deb [arch=${package#*:} signed-by=$key] $uri $suite main"
 		else
-			echo "deb [signed-by=$key] $uri $suite main"
+			echo "deb [arch=$(dpkg --print-architecture) signed-by=$key] $uri $suite main"
 		fi
 	done | sort -u >"$apt/sources.list"
 	# A state of our own: nothing in the system's apt changes.
 	local options=(-o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
 		-o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o Acquire::Languages=none
-		-o Acquire::Retries=3 -o "APT::Sandbox::User=$(id -un)" -q)
+		-o Acquire::Retries=3 -o "APT::Sandbox::User=$(id -un)" -q
+		-o "APT::Architectures::=$(dpkg --print-architecture)" -o APT::Architectures::=arm64)
 	long "reading the archive's index" "$cache/logs/fetch-$what-index.log" 0 '^(Get|Hit):' \
 		apt-get "${options[@]}" update ||
 		die "the archive's index could not be read" "Check the network, or put these files into $downloads:" \
@@ -171,6 +174,13 @@ unpack() {
 			die "the QEMU sources are damaged"
 		debian_patches "$tmp/tree"
 		;;
+	debian-*)
+		mkdir "$tmp/tree" "$tmp/deb"
+		while read -r _ _ _ _ file; do
+			dpkg-deb -x "$downloads/$file" "$tmp/deb" || die "$downloads/$file is damaged"
+		done < <(pins "$what")
+		lay_debian_kernel "$tmp/deb" "$tmp/tree"
+		;;
 	meson)
 		mkdir "$tmp/tree"
 		while read -r _ _ _ _ file; do
@@ -196,4 +206,38 @@ debian_patches() {
 		strictly_apply "$dir" "$tmp/debian/patches/$patch.patch" "the QEMU tree" ||
 			die "a patch of the Debian package is needed for a tree without firmware sources"
 	done
+}
+
+# --- Debian's kernels ---
+
+debian_kernels=(debian-old debian-new)
+
+# lay_debian_kernel FROM TO: an unpacked package, laid out like a build directory of ours. Its NVMe driver
+# and ext4 are built in; of its modules only virtio-iommu is kept.
+lay_debian_kernel() {
+	local from=$1 to=$2 image module
+
+	image=$(find "$from" -name 'vmlinuz*' -type f)
+	module=$(find "$from" -name 'virtio-iommu.ko*' -type f)
+	[[ -f $image && -f $module ]] || die "the package of $base_id has no kernel, or no virtio-iommu"
+	mkdir -p "$(dirname "$to/$arch_image")"
+	mv "$image" "$to/$arch_image"
+	mv "$module" "$to/"
+	basename "$module" >"$to/.lab-modules"
+	: >"$to/.lab-depends"
+}
+
+# unpack_debian_kernel NAME: sets kernel_build
+unpack_debian_kernel() {
+	local cpio
+
+	unpack linux
+	cpio=$pristine/$base_id/usr/gen_init_cpio.c
+	unpack "$1"
+	kernel_build=$pristine/$base_id
+	[[ -x $kernel_build/usr/gen_init_cpio ]] || {
+		mkdir -p "$kernel_build/usr"
+		gcc -O2 -o "$kernel_build/usr/gen_init_cpio.$$" "$cpio" || die "usr/gen_init_cpio.c does not compile"
+		mv "$kernel_build/usr/gen_init_cpio.$$" "$kernel_build/usr/gen_init_cpio"
+	}
 }

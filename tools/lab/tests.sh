@@ -89,7 +89,7 @@ build_programs() {
 	selftests=$out/selftests$arch_suffix
 	lock "$out/lock$arch_suffix" "the test programs"
 	mkdir -p "$bin"
-	for dir in vhost_iommu iommu; do
+	for dir in vhost_iommu virtio_iommu iommu; do
 		[[ -d $tree/tools/testing/selftests/$dir ]] || continue
 		mkdir -p "$selftests/$dir"
 		# LDLIBS: libcap is all that they want, and tools/lab/include stands in for it

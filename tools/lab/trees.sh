@@ -284,7 +284,38 @@ check_config() {
 	return "$bad"
 }
 
-# Modules in an order in which each finds what it needs, one path a line, relative to BUILD.
+# needed_modules BUILD NAME...: the modules of BUILD that have these names, and those that they need,
+# in the order of .lab-modules. What is built in is no module.
+needed_modules() {
+	local build=$1
+	shift
+
+	tac "$build/.lab-modules" | awk -v names="$*" -v depends="$build/.lab-depends" '
+		function plain(name) { gsub(/-/, "_", name); return name }
+		BEGIN {
+			n = split(names, list)
+			for (i = 1; i <= n; i++)
+				wanted[plain(list[i])] = 1
+			while ((getline line < depends) > 0) {
+				split(line, pair)
+				needs[pair[2]] = needs[pair[2]] " " pair[1]
+			}
+		}
+		{
+			name = $0
+			gsub(/.*\/|\.ko.*/, "", name)
+			name = plain(name)
+			if (!(name in wanted))
+				next
+			print
+			n = split(needs[name], list)
+			for (i = 1; i <= n; i++)
+				wanted[list[i]] = 1
+		}' | tac
+}
+
+# Modules in an order in which each finds what it needs, one path a line, relative to BUILD; and in
+# .lab-depends, lines "NEEDED BY".
 module_order() {
 	local build=$1 file name deps dep
 
@@ -298,7 +329,7 @@ module_order() {
 		for dep in ${deps//,/ }; do
 			echo "${dep//-/_} $name"
 		done
-	done <"$build/modules.order" 3>"$build/.lab-names" | tsort | while read -r name; do
+	done <"$build/modules.order" 3>"$build/.lab-names" | tee "$build/.lab-depends" | tsort | while read -r name; do
 		awk -v name="$name" '$1 == name { print $2 }' "$build/.lab-names"
 	done
 }
@@ -475,9 +506,6 @@ build_qemu() {
 		done < <(qemu_qtests)
 	fi
 	long "compiling" "$log" 0 ninja ninja -C "$build" -j"$jobs" "${targets[@]}" || return 1
-	for t in "${hosts[@]}"; do
-		(select_host "$t" && "$build/$host_qemu" -machine none -device "$host_iommu,help") >"$(iommu_help "$t")" 2>&1 || true
-	done
 	echo "$hash" >"$build/.lab-stamp"
 	echo "$hash" >"$build/$stamp"
 }

@@ -1,18 +1,22 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# Virtual machines: one kernel, one initial RAM disk made for the run, our emulated host.
+# Virtual machines: one kernel, one initial RAM disk made for the run, our emulated host or guest.
 
 # lab run [OPTIONS] PROGRAM [ARGUMENTS] [--then PROGRAM [ARGUMENTS]]...
 lab_run() {
-	local kernel=lab kernel_work=$work_name limit=120 icount= smp=2 mem=2G edus=1 log= hugepages= leaks= quiet=
+	local kernel=lab kernel_work=$work_name limit=120 icount= smp=2 mem= edus=1 log= hugepages= leaks= quiet=
 	local append=() environment=() files=() qemu_args=() writes=() trace=
-	local vtd='' smmu='' smmus=1 erratum='' host=vtd
+	local vtd='' smmu='' smmus=1 erratum='' host=vtd viommu='' qemu=ours reboots='' attend=()
 	local dir script argument first program rc=0 line
 
 	while (($#)); do
 		case $1 in
 		--host) host=$2; shift ;;
+		--guest) host=guest-$2; shift ;;
+		--viommu) viommu=$2; shift ;;
+		--qemu) qemu=$2; shift ;;
+		--reboots) reboots=1 ;;
 		--kernel) kernel=$2; shift ;;
 		--work) kernel_work=$2; shift ;;
 		--timeout) limit=$2; shift ;;
@@ -44,26 +48,14 @@ lab_run() {
 	check_run_options
 	select_host "$host"
 
+	mem=${mem:-$host_mem}
+
 	need_packages
 	# A private copy of all that the run needs: the trees may change while it goes on.
 	scratch dir
-	if [[ $quiet ]]; then
-		build_qemu 2>"$dir/build.log" || die "QEMU was not built" "$(<"$dir/build.log")"
-	else
-		build_qemu || die "QEMU was not built"
-	fi
-	cp "$qemu_build/$host_qemu" "$dir/qemu"
-	host_properties+=$(optional_properties "$(iommu_help "$host")" "${host_optional[@]}")
-	# the user's are the last, and hold
-	host_properties=${vtd:-$host_properties${smmu:+,$smmu}}
-	# a variant is one of the kernel; QEMU is the common one
-	work_name=$kernel_work
-	if [[ $quiet ]]; then
-		build_linux "$kernel$arch_suffix" 2>"$dir/build.log" ||
-			die "the $kernel kernel was not built" "$(<"$dir/build.log")"
-	else
-		build_linux "$kernel$arch_suffix" || die "the $kernel kernel was not built"
-	fi
+	prepare_qemu
+	host_properties=${vtd:-$host_properties${smmu:+,$smmu}${viommu:+,$viommu}}
+	prepare_kernel
 	cp "$kernel_build/$arch_image" "$dir/kernel"
 	mkdir -p "$dir/root"/{bin,dev,proc,sys,tmp,lab/modules}
 	compile_init "$dir/root/init"
@@ -71,9 +63,11 @@ lab_run() {
 	: >"$script"
 	word o "$host_output"
 	while read -r line; do
-		cp "$kernel_build/$line" "$dir/root/lab/modules/"
-		word m "/lab/modules/$(basename "$line")"
-	done <"$kernel_build/.lab-modules"
+		copy_module "$kernel_build/$line" "$dir/root/lab/modules"
+		line=$(basename "$line")
+		word m "/lab/modules/${line%.xz}"
+	done < <(needed_modules "$kernel_build" "${host_modules[@]}")
+	[[ ! $host_is_guest ]] || guest_words
 	[[ ! $hugepages ]] || word h "$hugepages"
 	for argument in "${writes[@]}"; do
 		word w "$argument"
@@ -114,10 +108,11 @@ lab_run() {
 	[[ ! $leaks ]] || word l ''
 	make_initrd "$dir/root" "$dir/initrd"
 
-	local options=(-nodefaults -no-reboot -display none -monitor none -nic none -m "$mem" "${host_machine[@]}"
+	local options=(-nodefaults -display none -monitor none -nic none -m "$mem" "${host_machine[@]}"
 		-chardev "file,id=console,path=$dir/console" -serial chardev:console
 		-chardev stdio,id=output,signal=off -serial chardev:output
 		-kernel "$dir/kernel" -initrd "$dir/initrd")
+	[[ $reboots ]] || options+=(-no-reboot)
 	append=("console=$host_console" panic=-1 oops=panic printk.devkmsg=on "${host_append[@]}" "${append[@]}")
 	[[ ! $leaks ]] || append+=(kmemleak=on)
 	if [[ $icount ]]; then
@@ -128,6 +123,7 @@ lab_run() {
 		options+=(-accel 'tcg,thread=multi' -smp "$smp" -seed 1)
 	fi
 	add_devices
+	[[ ! $host_is_guest ]] || add_endpoints
 	[[ ! $trace ]] || options+=(-trace "$trace" -D "${log:-$dir/console}.trace")
 	options+=("${qemu_args[@]}" -append "${append[*]}")
 	release
@@ -140,7 +136,83 @@ lab_run() {
 		mkdir -p "$(dirname "$log")"
 		cp "$dir/log" "$log"
 	fi
-	judge "$dir/log" "$rc" "$limit" "$log"
+	judge "$dir/log" "$rc" "$limit" "$log" || return
+	[[ ! -s $dir/findings ]] || {
+		sed 's/^/lab: /' "$dir/findings" >&2
+		return 1
+	}
+}
+
+# QEMU in $dir/qemu, and the properties of its IOMMU
+prepare_qemu() {
+	if [[ $qemu == debian ]]; then
+		[[ -x /usr/bin/$host_qemu ]] || die "there is no /usr/bin/$host_qemu" "Install it: tools/lab/lab packages"
+		# not a copy: it looks for its firmware from where it is
+		printf '#!/bin/sh\nexec /usr/bin/%s "$@"\n' "$host_qemu" >"$dir/qemu"
+		chmod +x "$dir/qemu"
+	else
+		if [[ $quiet ]]; then
+			build_qemu 2>"$dir/build.log" || die "QEMU was not built" "$(<"$dir/build.log")"
+		else
+			build_qemu || die "QEMU was not built"
+		fi
+		cp "$qemu_build/$host_qemu" "$dir/qemu"
+	fi
+	"$dir/qemu" -machine none -device "$host_iommu,help" >"$dir/iommu.help" 2>&1 ||
+		die "this $host_qemu has no $host_iommu" "$(<"$dir/iommu.help")"
+	host_properties+=$(optional_properties "$dir/iommu.help" "${host_optional[@]}")
+	[[ $host_properties,$viommu != *,check=on* ]] ||
+		attend+=(--zero /machine/peripheral/iommu0/virtio-backend:stale-translations)
+}
+
+# The kernel in $kernel_build
+prepare_kernel() {
+	if [[ $kernel == debian-* ]]; then
+		unpack_debian_kernel "$kernel-$arch"
+		return
+	fi
+	# a variant is one of the kernel; QEMU is the common one
+	work_name=$kernel_work
+	if [[ $quiet ]]; then
+		build_linux "$kernel$arch_suffix" 2>"$dir/build.log" ||
+			die "the $kernel kernel was not built" "$(<"$dir/build.log")"
+	else
+		build_linux "$kernel$arch_suffix" || die "the $kernel kernel was not built"
+	fi
+}
+
+# copy_module FILE DIR: as the VM's kernel takes it
+copy_module() {
+	if [[ $1 == *.xz ]]; then
+		xz -dc "$1" >"$2/$(basename "$1" .xz)"
+	else
+		cp "$1" "$2/"
+	fi
+}
+
+# What a guest does before it runs programs. Its IOMMU remaps no interrupts on x86: VFIO wants to be
+# told that this is known.
+guest_words() {
+	[[ $arch != x86 || $kernel == debian-* ]] || word w /sys/module/iommufd/parameters/allow_unsafe_interrupts=1
+}
+
+# The endpoints of a guest: a drive with a file system, a drive without and a NIC behind ports, from
+# which they can be pulled out, and another NIC, to which the first one is connected.
+add_endpoints() {
+	local name
+
+	attend=("$lab/attend" --findings "$dir/findings" "${attend[@]}")
+	for name in fs raw; do
+		truncate -s 128M "$dir/$name.img"
+		options+=(-blockdev "driver=raw,node-name=$name,file.driver=file,file.filename=$dir/$name.img,cache.no-flush=on")
+	done
+	/sbin/mke2fs -q -t ext4 -F "$dir/fs.img" || die "no file system could be made on $dir/fs.img"
+	options+=(-device "nvme,id=fs,serial=fs,drive=fs"
+		-device "pcie-root-port,id=port1,bus=pcie.0,chassis=1"
+		-device "nvme,id=raw,serial=raw,drive=raw,bus=port1"
+		-device "pcie-root-port,id=port2,bus=pcie.0,chassis=2"
+		-netdev "hubport,id=net0,hubid=0" -device "e1000e,id=nic0,netdev=net0,mac=52:54:00:00:00:01,romfile=,bus=port2"
+		-netdev "hubport,id=net1,hubid=0" -device "e1000e,id=nic1,netdev=net1,mac=52:54:00:00:00:02,romfile=")
 }
 
 # The last edu device is behind the last IOMMU. Only bridges can be plugged into the expander.
@@ -175,9 +247,20 @@ edit_device_tree() {
 check_run_options() {
 	local option name
 
-	[[ " ${hosts[*]} " == *" $host "* ]] || die "lab run --host $host: there is no such host" "There are: ${hosts[*]}"
-	[[ $kernel == lab || $kernel == debug ]] || die "lab run --kernel $kernel: there is no such kernel" \
-		"There are lab and debug, for each host."
+	if [[ $host == guest-* ]]; then
+		[[ " ${guests[*]} " == *" $host "* ]] || die "lab run --guest ${host#guest-}: there is no such guest" \
+			"There are: ${guests[*]#guest-}"
+	else
+		[[ " ${hosts[*]} " == *" $host "* ]] || die "lab run --host $host: there is no such host" "There are: ${hosts[*]}"
+		for option in viommu reboots; do
+			[[ ! ${!option} ]] || die "lab run --$option is for guests" "Say --guest x86 or --guest arm64."
+		done
+		[[ $kernel != debian-* ]] || die "lab run --kernel $kernel is for guests" "Say --guest x86 or --guest arm64."
+		[[ $qemu == ours ]] || die "lab run --qemu $qemu is for guests" "Say --guest x86 or --guest arm64."
+	fi
+	[[ " lab debug ${debian_kernels[*]} " == *" $kernel "* ]] || die "lab run --kernel $kernel: there is no such kernel" \
+		"There are lab and debug, and for guests: ${debian_kernels[*]}"
+	[[ $qemu == ours || $qemu == debian ]] || die "lab run --qemu: ours or debian, not $qemu"
 	for option in smp edu=edus smmus timeout=limit; do
 		name=${option#*=}
 		[[ ${!name} =~ ^[0-9]+$ ]] || die "lab run --${option%=*} wants a number, not '${!name}'"
@@ -199,7 +282,7 @@ boot() {
 	shift 2
 
 	set -m
-	timeout -k 5 "$limit" "$dir/qemu" "$@" </dev/null 2>"$dir/qemu.err" > >(exec cat) &
+	timeout -k 5 "$limit" "${attend[@]}" "$dir/qemu" "$@" </dev/null 2>"$dir/qemu.err" > >(exec cat) &
 	child=$!
 	set +m
 	wait "$child" || rc=$?
