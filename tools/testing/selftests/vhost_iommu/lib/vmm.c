@@ -18,42 +18,19 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <linux/iommufd.h>
-#include <linux/pci_regs.h>
 #include <linux/vfio.h>
 
+#include "edu.h"
 #include "vmm.h"
 
-#define SYSFS_PCI		"/sys/bus/pci/devices"
 #define HUGE_SIZE		(2UL << 20)
 
 /* Two places for the largest blocks, aligned to their size, after RAM. */
 #define ALIAS_MAX		(512UL << 20)
 #define ALIAS_OFF(n)		(((n) + 1) * ALIAS_MAX)
 
-/* The edu device, see docs/specs/edu.rst of QEMU. */
-#define EDU_VENDOR		0x1234
-#define EDU_DEVICE		0x11e8
-#define EDU_ID			0x00
-#define EDU_ID_MASK		0xffff
-#define EDU_ID_VAL		0x00ed
-#define EDU_IRQ_RAISE		0x60
-#define EDU_IRQ_ACK		0x64
-#define EDU_DMA_SRC		0x80
-#define EDU_DMA_DST		0x88
-#define EDU_DMA_LEN		0x90
-#define EDU_DMA_CMD		0x98
-#define EDU_DMA_RUN		BIT(0)
-#define EDU_DMA_TO_MEM		BIT(1)
-#define EDU_BUF			0x40000
-#define EDU_BUF_SIZE		4096
-#define EDU_BAR_SIZE		4096
-
-/* A transfer takes 100 ms of the machine's time. */
-#define DMA_TIME_MS		100
-#define DMA_TIMEOUT_MS		30000
 #define FAULT_TIMEOUT_MS	1000
 #define IRQ_TIMEOUT_MS		5000
-#define BIND_TIMEOUT_MS		2000
 /* Where faults are printed, only so many are in five seconds. */
 #define FAULT_RATELIMIT_MS	5500
 
@@ -197,85 +174,6 @@ static int ioas_init(struct vmm *vmm)
 	return mem_grow(vmm, VMM_MEM_SIZE);
 }
 
-static unsigned long sysfs_hex(const char *dev, const char *attr)
-{
-	char path[300], buf[32] = "";
-	int fd;
-
-	snprintf(path, sizeof(path), SYSFS_PCI "/%s/%s", dev, attr);
-	fd = open(path, O_RDONLY);
-	if (fd < 0)
-		return 0;
-	if (read(fd, buf, sizeof(buf) - 1) < 0)
-		buf[0] = 0;
-	close(fd);
-	return strtoul(buf, NULL, 16);
-}
-
-/* The VFIO character device of a PCI device: vfioN. */
-static int vfio_cdev(const char *dev, char *path, size_t len)
-{
-	char dir[300];
-	struct dirent *ent;
-	int ret = -ENODEV;
-	DIR *d;
-
-	snprintf(dir, sizeof(dir), SYSFS_PCI "/%s/vfio-dev", dev);
-	d = opendir(dir);
-	if (!d)
-		return -ENODEV;
-	while (ret && (ent = readdir(d))) {
-		if (strncmp(ent->d_name, "vfio", 4))
-			continue;
-		snprintf(path, len, "/dev/vfio/devices/%.16s", ent->d_name);
-		ret = 0;
-	}
-	closedir(d);
-	return ret;
-}
-
-static int dev_region(struct vmm_dev *dev, unsigned int index, __u64 *offset)
-{
-	struct vfio_region_info info = {
-		.argsz = sizeof(info),
-		.index = index,
-	};
-
-	if (ioctl(dev->fd, VFIO_DEVICE_GET_REGION_INFO, &info))
-		return -errno;
-	*offset = info.offset;
-	return 0;
-}
-
-static int dev_enable(struct vmm_dev *dev)
-{
-	__u64 config = 0, bar = 0;
-	__u16 cmd;
-	__u32 id;
-	int ret;
-
-	ret = dev_region(dev, VFIO_PCI_CONFIG_REGION_INDEX, &config);
-	if (!ret)
-		ret = dev_region(dev, VFIO_PCI_BAR0_REGION_INDEX, &bar);
-	if (ret)
-		return ret;
-	if (pread(dev->fd, &cmd, sizeof(cmd), config + PCI_COMMAND) !=
-	    sizeof(cmd))
-		return -EIO;
-	cmd |= PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER;
-	if (pwrite(dev->fd, &cmd, sizeof(cmd), config + PCI_COMMAND) !=
-	    sizeof(cmd))
-		return -EIO;
-	dev->bar = mmap(NULL, EDU_BAR_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
-			dev->fd, bar);
-	if (dev->bar == MAP_FAILED)
-		return -errno;
-	id = __atomic_load_n((__u32 *)(dev->bar + EDU_ID), __ATOMIC_RELAXED);
-	if ((id & EDU_ID_MASK) != EDU_ID_VAL)
-		return -ENXIO;
-	return 0;
-}
-
 /* The requester ID that a guest would see: the device's own. */
 static __u64 dev_virt_id(const char *name)
 {
@@ -284,19 +182,6 @@ static __u64 dev_virt_id(const char *name)
 	if (sscanf(name, "%x:%x:%x.%x", &seg, &bus, &slot, &fn) != 4)
 		return 0;
 	return bus << 8 | slot << 3 | fn;
-}
-
-/* The device is in use until a program that was killed before has gone. */
-static int dev_bind(struct vmm_dev *dev, struct vfio_device_bind_iommufd *bind)
-{
-	long long end = now_ms() + BIND_TIMEOUT_MS;
-
-	while (ioctl(dev->fd, VFIO_DEVICE_BIND_IOMMUFD, bind)) {
-		if ((errno != EINVAL && errno != EBUSY) || now_ms() > end)
-			return -errno;
-		sleep_ms(20);
-	}
-	return 0;
 }
 
 static int dev_open(struct vmm *vmm, const char *name)
@@ -316,7 +201,7 @@ static int dev_open(struct vmm *vmm, const char *name)
 		.irqfd = -1,
 	};
 	snprintf(dev->name, sizeof(dev->name), "%.15s", name);
-	ret = vfio_cdev(name, path, sizeof(path));
+	ret = edu_cdev(name, path, sizeof(path));
 	if (ret) {
 		snprintf(cause, sizeof(cause), "%s has no VFIO character device",
 			 dev->name);
@@ -333,14 +218,14 @@ static int dev_open(struct vmm *vmm, const char *name)
 				"run as root, and let nothing else use the device");
 	}
 	vmm->nr_devs++;
-	ret = dev_bind(dev, &bind);
+	ret = edu_bind(dev->fd, &bind);
 	if (ret) {
 		snprintf(cause, sizeof(cause),
 			 "VFIO_DEVICE_BIND_IOMMUFD fails on %s", dev->name);
 		return vmm_fail(vmm, ret, cause,
 				"nothing else may use it, and its IOMMU must remap interrupts");
 	}
-	ret = dev_enable(dev);
+	ret = edu_enable(dev->fd, &dev->bar);
 	if (ret) {
 		snprintf(cause, sizeof(cause), "cannot use the registers of %s",
 			 dev->name);
@@ -368,8 +253,7 @@ static int devs_init(struct vmm *vmm, unsigned int min_devs)
 	nr = scandir(SYSFS_PCI, &names, NULL, alphasort);
 	for (i = 0; i < nr; i++) {
 		if (!ret && vmm->nr_devs < VMM_DEVS_MAX &&
-		    sysfs_hex(names[i]->d_name, "vendor") == EDU_VENDOR &&
-		    sysfs_hex(names[i]->d_name, "device") == EDU_DEVICE)
+		    edu_is(names[i]->d_name))
 			ret = dev_open(vmm, names[i]->d_name);
 		free(names[i]);
 	}
@@ -468,7 +352,7 @@ void vmm_dev_close(struct vmm_dev *dev)
 		dev->dom->nr_devs--;
 	dev->dom = NULL;
 	if (dev->bar != MAP_FAILED)
-		munmap(dev->bar, EDU_BAR_SIZE);
+		edu_disable(dev->bar);
 	dev->bar = MAP_FAILED;
 	if (dev->fd >= 0)
 		close(dev->fd);
@@ -690,48 +574,14 @@ int vmm_detach(struct vmm_dev *dev)
 	return domain_put(dom);
 }
 
-static __u64 edu_read(struct vmm_dev *dev, unsigned int reg)
-{
-	return __atomic_load_n((__u64 *)(dev->bar + reg), __ATOMIC_RELAXED);
-}
-
-static void edu_write(struct vmm_dev *dev, unsigned int reg, __u64 val)
-{
-	__atomic_store_n((__u64 *)(dev->bar + reg), val, __ATOMIC_RELAXED);
-}
-
-static int edu_dma(struct vmm_dev *dev, __u64 src, __u64 dst, size_t len,
-		   __u64 dir)
-{
-	long long end = now_ms() + DMA_TIMEOUT_MS;
-
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	edu_write(dev, EDU_DMA_SRC, src);
-	edu_write(dev, EDU_DMA_DST, dst);
-	edu_write(dev, EDU_DMA_LEN, len);
-	edu_write(dev, EDU_DMA_CMD, EDU_DMA_RUN | dir);
-	sleep_ms(DMA_TIME_MS);
-	while (edu_read(dev, EDU_DMA_CMD) & EDU_DMA_RUN) {
-		if (now_ms() > end)
-			return -ETIMEDOUT;
-		sleep_ms(2);
-	}
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return 0;
-}
-
 int vmm_dma_load(struct vmm_dev *dev, __u64 iova, unsigned int buf, size_t len)
 {
-	if (buf + len > EDU_BUF_SIZE)
-		return -EINVAL;
-	return edu_dma(dev, iova, EDU_BUF + buf, len, 0);
+	return edu_load(dev->bar, iova, buf, len);
 }
 
 int vmm_dma_store(struct vmm_dev *dev, unsigned int buf, __u64 iova, size_t len)
 {
-	if (buf + len > EDU_BUF_SIZE)
-		return -EINVAL;
-	return edu_dma(dev, EDU_BUF + buf, iova, len, EDU_DMA_TO_MEM);
+	return edu_store(dev->bar, buf, iova, len);
 }
 
 int vmm_irq_init(struct vmm_dev *dev)
@@ -756,16 +606,11 @@ int vmm_irq_init(struct vmm_dev *dev)
 	return ioctl(dev->fd, VFIO_DEVICE_SET_IRQS, &irq) ? -errno : 0;
 }
 
-static void edu_write32(struct vmm_dev *dev, unsigned int reg, __u32 val)
-{
-	__atomic_store_n((__u32 *)(dev->bar + reg), val, __ATOMIC_SEQ_CST);
-}
-
 void vmm_irq_raise(struct vmm_dev *dev)
 {
-	edu_write32(dev, EDU_IRQ_ACK, 1);
+	edu_write32(dev->bar, EDU_IRQ_ACK, 1);
 	eventfd_take(dev->irqfd);
-	edu_write32(dev, EDU_IRQ_RAISE, 1);
+	edu_write32(dev->bar, EDU_IRQ_RAISE, 1);
 }
 
 int vmm_irq_wait(struct vmm_dev *dev)
