@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What dma_map and dma_unmap cost: the kernel's DMA_MAP_BENCHMARK in a table
+ *
+ * dma_bench [-s SECONDS] [-g GRANULES] [-t THREADS] PCI_ADDRESS
+ *
+ * The device is bound to the driver dma_map_benchmark for as long as this runs.
+ * GRANULES (pages per mapping) and THREADS are lists: 1,16 and 1,2,4,8. The unit
+ * is what the kernel measures in, 100 ns.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/ioctl.h>
+#include <linux/map_benchmark.h>
+
+#include "lib/guest.h"
+
+#define DRIVER		"dma_map_benchmark"
+#define FILE_NAME	"/sys/kernel/debug/dma_map_benchmark"
+#define DMA_BITS	32
+
+static int fail(const char *what, int err)
+{
+	fprintf(stderr, "dma_bench: %s: %s\n", what, strerror(-err));
+	return 1;
+}
+
+/* From whatever driver it has to @driver, or to none. */
+static int rebind(const char *pci, const char *driver)
+{
+	char path[300];
+	int ret;
+
+	snprintf(path, sizeof(path), SYSFS_PCI "/%s/driver/unbind", pci);
+	ret = write_file(path, pci);
+	if (ret && ret != -ENOENT)
+		return ret;
+	snprintf(path, sizeof(path), SYSFS_PCI "/%s/driver_override", pci);
+	ret = write_file(path, driver ? driver : "\n");
+	if (ret || !driver)
+		return ret;
+	return write_file("/sys/bus/pci/drivers_probe", pci);
+}
+
+static int measure(int fd, unsigned int granule, unsigned int threads,
+		   unsigned int seconds)
+{
+	struct map_benchmark map = {
+		.threads = threads,
+		.seconds = seconds,
+		.node = -1,
+		.dma_bits = DMA_BITS,
+		.dma_dir = DMA_MAP_BIDIRECTIONAL,
+		.granule = granule,
+		.map_mode = DMA_MAP_BENCH_SINGLE_MODE,
+	};
+
+	if (ioctl(fd, DMA_MAP_BENCHMARK, &map))
+		return -errno;
+	printf("%7u %7u %10llu %10llu\n", granule, threads,
+	       (unsigned long long)map.avg_map_100ns,
+	       (unsigned long long)map.avg_unmap_100ns);
+	fflush(stdout);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *granules = "1,16", *threads = "1,2,4,8", *g, *t;
+	unsigned int seconds = 1;
+	int opt, fd, ret;
+
+	while ((opt = getopt(argc, argv, "s:g:t:")) != -1) {
+		if (opt == 's')
+			seconds = atoi(optarg);
+		else if (opt == 'g')
+			granules = optarg;
+		else if (opt == 't')
+			threads = optarg;
+		else
+			return 2;
+	}
+	if (optind != argc - 1) {
+		fprintf(stderr, "Usage: dma_bench [-s SECONDS] [-g GRANULES] [-t THREADS] PCI_ADDRESS\n");
+		return 2;
+	}
+	ret = rebind(argv[optind], DRIVER);
+	if (ret)
+		return fail("the device cannot be bound to " DRIVER, ret);
+	fd = open(FILE_NAME, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return fail(FILE_NAME, -errno);
+	printf("granule threads   map/100ns unmap/100ns\n");
+	for (g = granules; g && !ret; g = strchr(g, ',') ? strchr(g, ',') + 1 : NULL)
+		for (t = threads; t && !ret; t = strchr(t, ',') ? strchr(t, ',') + 1 : NULL)
+			ret = measure(fd, atoi(g), atoi(t), seconds);
+	close(fd);
+	rebind(argv[optind], NULL);
+	return ret ? fail("DMA_MAP_BENCHMARK", ret) : 0;
+}
