@@ -86,7 +86,7 @@ int main(int argc, char **argv)
 			return 2;
 	}
 	if (optind != argc - 1) {
-		fprintf(stderr, "Usage: dma_bench [-s SECONDS] [-g GRANULES] [-t THREADS] PCI_ADDRESS\n");
+		fprintf(stderr, "Usage: dma_bench [-s SECONDS] [-g LIST] [-t LIST] PCI_ADDRESS\n");
 		return 2;
 	}
 	ret = rebind(argv[optind], DRIVER);

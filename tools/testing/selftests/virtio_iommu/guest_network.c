@@ -40,16 +40,16 @@
 /**
  * struct head - What a frame begins with
  * @eth: Ethernet
+ * @len: of the contents
  * @seq: number of the frame; frames without contents have none
  * @acked: what has arrived, the next number that is expected
- * @len: of the contents
  */
 struct head {
 	struct ethhdr eth;
+	__be16 len;
 	__be32 seq;
 	__be32 acked;
-	__be16 len;
-} __attribute__((packed));
+};
 
 #define NO_SEQ		0xffffffffU
 #define CONTENTS_MIN	1
@@ -112,7 +112,7 @@ static int nic_init(struct nic *nic, const char *name)
 	int ret;
 
 	*nic = (struct nic){};
-	snprintf(nic->name, sizeof(nic->name), "%s", name);
+	snprintf(nic->name, sizeof(nic->name), "%.15s", name);
 	nic->fd = socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (nic->fd < 0)
 		return -errno;

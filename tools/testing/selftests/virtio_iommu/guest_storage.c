@@ -140,7 +140,7 @@ static int in_parallel(int (*one)(unsigned int, unsigned int, unsigned int),
 	return ret;
 }
 
-static int drop_caches(void)
+static int forget_pages(void)
 {
 	sync();
 	return write_file("/proc/sys/vm/drop_caches", "3");
@@ -181,7 +181,7 @@ TEST_F_TIMEOUT(files, written_and_read, 600)
 
 	for (pass = 1; pass <= 2 * scale(); pass++) {
 		ASSERT_OK(in_parallel(write_one, 0, pass));
-		ASSERT_OK(drop_caches());
+		ASSERT_OK(forget_pages());
 		ASSERT_OK(in_parallel(check_one, 1, pass));
 	}
 	ASSERT_OK(umount(MNT));

@@ -92,8 +92,8 @@ static void count(unsigned long *counter)
 	__atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
 }
 
-static __attribute__((noreturn)) void give_up(struct work *work, const char *what,
-					      unsigned int slot, long at)
+static void __noreturn give_up(struct work *work, const char *what,
+			       unsigned int slot, long at)
 {
 	snprintf(work->out->why, sizeof(work->out->why),
 		 "process %u: %s: slot %u of %zu bytes, offset %ld, errno %d",
@@ -104,6 +104,14 @@ static __attribute__((noreturn)) void give_up(struct work *work, const char *wha
 static bool drive_is_gone(int err)
 {
 	return err == EIO || err == ENODEV || err == ENXIO || err == ENOENT;
+}
+
+/* What a transfer that did not do all of @len tells: errno. */
+static bool transferred(ssize_t n, size_t len)
+{
+	if (n >= 0 && (size_t)n != len)
+		errno = EIO;
+	return n >= 0 && (size_t)n == len;
 }
 
 /* The drive may come back under another name. */
@@ -148,7 +156,7 @@ static bool store(struct work *work, unsigned int n)
 	slot->len = (next_random(&work->random) % (SLOT_SIZE / DISK_SECTOR) + 1) *
 		    DISK_SECTOR;
 	fill(buf, slot->len, slot->seed);
-	if (pwrite(work->fd, buf, slot->len, where(work, n)) != (ssize_t)slot->len) {
+	if (!transferred(pwrite(work->fd, buf, slot->len, where(work, n)), slot->len)) {
 		if (work->load->vanishes && drive_is_gone(errno))
 			return false;
 		give_up(work, "write failed", n, 0);
@@ -164,7 +172,7 @@ static bool check(struct work *work, unsigned int n)
 	long at;
 
 	memset(buf, 0, slot->len);
-	if (pread(work->fd, buf, slot->len, where(work, n)) != (ssize_t)slot->len) {
+	if (!transferred(pread(work->fd, buf, slot->len, where(work, n)), slot->len)) {
 		if (work->load->vanishes && drive_is_gone(errno))
 			return false;
 		give_up(work, "read failed", n, 0);
@@ -175,7 +183,7 @@ static bool check(struct work *work, unsigned int n)
 	return true;
 }
 
-static __attribute__((noreturn)) void work_loop(struct load *load, unsigned int index)
+static void __noreturn work_loop(struct load *load, unsigned int index)
 {
 	struct work work = {
 		.load = load,

@@ -183,17 +183,19 @@ int check_translated(const char *pci)
 	return 0;
 }
 
-void ask_qemu(const char *fmt, ...)
+void ask_qemu(const char *command, const char *fmt, ...)
 {
-	char text[512] = "@qmp ";
-	size_t len = strlen(text);
+	char arguments[512], text[1024];
 	va_list args;
+	int n;
 
-	fflush(stdout);
 	va_start(args, fmt);
-	vsnprintf(text + len, sizeof(text) - len - 1, fmt, args);
+	vsnprintf(arguments, sizeof(arguments), fmt, args);
 	va_end(args);
-	strcat(text, "\n");
-	if (write(STDOUT_FILENO, text, strlen(text)) < 0)
+	n = snprintf(text, sizeof(text),
+		     "@qmp {\"execute\": \"%s\", \"arguments\": {%s}}\n", command,
+		     arguments);
+	fflush(stdout);
+	if (write(STDOUT_FILENO, text, n) != n)
 		perror("# write");
 }

@@ -16,11 +16,8 @@
 #include <stddef.h>
 #include <linux/types.h>
 
+#include "../../kselftest.h"
 #include "../../vhost_iommu/lib/edu.h"
-
-#ifndef ARRAY_SIZE
-#define ARRAY_SIZE(arr)	(sizeof(arr) / sizeof((arr)[0]))
-#endif
 
 /* How long a test waits for what must happen, on a slow machine. */
 #define PATIENCE_MS	60000
@@ -57,7 +54,10 @@ long differs(const void *buf, size_t len, __u64 seed);
  */
 int check_translated(const char *pci);
 
-/* Prints a QMP command, for whoever reads this program's output. */
-void ask_qemu(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/*
+ * Prints a QMP command with these arguments, members of a JSON object, for
+ * whoever reads this program's output.
+ */
+void __printf(2, 3) ask_qemu(const char *command, const char *fmt, ...);
 
 #endif
