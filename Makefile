@@ -32,6 +32,7 @@ help:
 	@echo 'Variables:'
 	@echo '  HOST=vtd|smmuv3            demo, bench, linux: only this host, x86 with VT-d or arm64 with SMMUv3'
 	@echo '                             (default: both)'
+	@echo '  GUEST=1 [ARCH=x86|arm64]   demo: a guest with virtio-iommu at work, and what it asks of its IOMMU'
 	@echo '  LINUX_SRC=, QEMU_SRC=      use this tree (a directory or a tarball), not the packaged source'
 	@echo '  VHOST_IOMMU_CACHE=         where trees and downloads go, shared by all clones'
 	@echo '                             (default: ~/.cache/vhost-iommu)'
@@ -39,8 +40,10 @@ help:
 	@echo 'The lab has more: tools/lab/lab help'
 
 .PHONY: demo test check test-long bench qemu spec clean distclean
-demo test check test-long bench qemu spec clean distclean:
+test check test-long bench qemu spec clean distclean:
 	@$(LAB) $@
+demo:
+	@$(LAB) $@ $(if $(GUEST),--guest $(if $(filter command line,$(origin ARCH)),$(ARCH)))
 
 .PHONY: linux linux-debug
 linux:

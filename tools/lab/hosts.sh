@@ -107,8 +107,9 @@ select_host() {
 	guest-x86)
 		select_host vtd
 		host=$1
-		# hot-plug by the ports' own registers, as on arm64
+		# hot-plug by the registers of the ports, as on arm64
 		host_machine=(-machine q35 -cpu max -global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off)
+		host_append+=(pcie_ports=native)
 		select_guest
 		;;
 	guest-arm64)

@@ -9,13 +9,14 @@ results=$out/test
 check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkpatch_linux checkpatch_qemu kernel_doc units
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
-	iommufd_debug_arm64
-	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64 demo demo_drop bench splats)
+	iommufd_debug_arm64 guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum
+	iommufd iommufd_arm64 guest guest_arm64 peers peers_arm64 demo demo_drop bench splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
-	mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64)
-long_stages=(fail_nth)
+	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
+	guest guest_arm64 peers peers_arm64)
+long_stages=(fail_nth guest_long guest_long_arm64)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -129,12 +130,71 @@ lab_programs() {
 
 # --- demo and bench ---
 
+# lab demo [--guest [ARCH]]
 lab_demo() {
 	local options=(--timeout 300)
 
+	if [[ ${1:-} == --guest ]]; then
+		demo_guest "${2:-x86}"
+		return
+	fi
 	[[ ! ${VHOST_IOMMU_DROP:-} ]] || options+=(--env "VHOST_IOMMU_DROP=$VHOST_IOMMU_DROP")
 	[[ ! ${VHOST_IOMMU_FAULT:-} ]] || options+=(--env "VHOST_IOMMU_FAULT=$VHOST_IOMMU_FAULT")
 	on_hosts demo "${options[@]}" "$@"
+}
+
+# demo_guest ARCH: a guest at work, and what that asks of its IOMMU
+demo_guest() {
+	local log=$out/demo.guest-$1.log event trace=() rc=0
+
+	[[ " ${guests[*]} " == *" guest-$1 "* ]] || die "lab demo --guest $1: there is no such guest" \
+		"There are: ${guests[*]#guest-}"
+	need_packages
+	plan 4
+	select_host "guest-$1"
+	build_qemu || die "QEMU was not built"
+	build_linux "lab$arch_suffix" || die "the kernel was not built"
+	step "programs: for $arch"
+	build_programs "$arch" || die "the programs were not built for $arch"
+	step "running a guest for $arch: files and blocks of NVMe drives"
+	for event in "${guest_requests[@]}"; do
+		trace+=(--qemu-arg -trace --qemu-arg "virtio_iommu_$event")
+	done
+	lab_run --quiet --guest "$1" --log "$log" --trace virtio_iommu_attach "${trace[@]}" \
+		"$bin/guest_storage" --then "$bin/guest_counters" >"$log.out" || rc=$?
+	echo "the kernel's log:"
+	grep -E 'iommu: |virtio_iommu|virtio-iommu|VIOT' "$log" | sed 's/^/    /' || true
+	echo "the programs, the last one prints the driver's counters:"
+	sed 's/^/    /' "$log.out"
+	echo "requests that QEMU saw:"
+	count_requests "$log.trace" | sed 's/^/    /'
+	return "$rc"
+}
+
+guest_requests=(detach map unmap attach_table detach_table invalidate)
+
+# count_requests TRACE
+count_requests() {
+	awk '
+		{
+			name = $1
+			sub(/.*virtio_iommu_/, "", name)
+			count[name]++
+			if (name == "invalidate") {
+				sub(/.* nr=/, "")
+				descriptors += $1
+			}
+		}
+		END {
+			n = split("attach detach map unmap attach_table detach_table invalidate", order)
+			for (i = 1; i <= n; i++)
+				if (count[order[i]])
+					printf "%-13s %d\n", toupper(order[i]), count[order[i]]
+			if (count["invalidate"])
+				printf "descriptors   %d, %.2f for each INVALIDATE\n", descriptors, descriptors / count["invalidate"]
+			else
+				print "no INVALIDATE: domains of this guest are changed by MAP and UNMAP"
+		}' "$1"
 }
 
 lab_bench() {
@@ -304,6 +364,7 @@ vm_programs() {
 
 	while [[ $1 != -- ]]; do
 		[[ $1 != --host ]] || host=$2
+		[[ $1 != --guest ]] || host=guest-$2
 		options+=("$1")
 		shift
 	done
@@ -413,12 +474,81 @@ check_fail_nth() {
 	vm_programs fail-nth --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 3600 -- iommufd_fail_nth
 }
 
-# No splat in the logs of the debug kernel; and a real one, made on purpose, is seen.
+# --- guests ---
+
+# guest STAGE ARCH OPTIONS...: the endpoints of a guest work, with strict and with lazy invalidation;
+# it may reboot
+guest() {
+	local stage=$1 arch=$2 rc=0
+	shift 2
+
+	vm_programs "$stage-strict" --guest "$arch" --append iommu.strict=1 "$@" -- guest_storage guest_network guest_vfio ||
+		rc=$?
+	vm_programs "$stage-lazy" --guest "$arch" --append iommu.strict=0 "$@" -- guest_storage guest_network \
+		guest_hotplug guest_stress || rc=$?
+	vm_programs "$stage-reboot" --guest "$arch" --reboots "$@" -- "guest_reboot reboot kexec" || rc=$?
+	return "$rc"
+}
+
+guest_logs=(guest{,-arm64}-{strict,lazy,reboot} guest-debug{,-arm64})
+
+check_guest() {
+	guest guest x86 --timeout 300
+}
+
+check_guest_arm64() {
+	guest guest-arm64 arm64 --timeout 300
+}
+
+check_guest_long() {
+	guest guest-long x86 --timeout 3000 --env GUEST_SCALE=10
+}
+
+check_guest_long_arm64() {
+	guest guest-long-arm64 arm64 --timeout 3000 --env GUEST_SCALE=10
+}
+
+check_guest_debug() {
+	guest_debug guest-debug x86
+}
+
+check_guest_debug_arm64() {
+	guest_debug guest-debug-arm64 arm64
+}
+
+guest_debug() {
+	vm_programs "$1" --guest "$2" --kernel debug --mem 1G --leaks --append iommu.strict=0 --timeout 1200 -- \
+		guest_storage guest_network guest_vfio guest_hotplug guest_stress
+}
+
+# Who knows nothing of stage 1: Debian's kernels on our QEMU, our kernel on Debian's QEMU.
+peers() {
+	local arch=$1 kernel
+
+	tap_plan $((${#debian_kernels[@]} + 1))
+	for kernel in "${debian_kernels[@]}"; do
+		tap_run "Linux $(pin_version "$kernel-$arch") on our QEMU" \
+			vm_programs "peers-$arch-$kernel" --guest "$arch" --kernel "$kernel" --edu 0 -- guest_storage
+	done
+	tap_run "our Linux on Debian's QEMU $(dpkg-query -W -f '${Version}' qemu-system-common)" \
+		vm_programs "peers-$arch-qemu" --guest "$arch" --qemu debian --edu 0 -- guest_storage
+}
+
+check_peers() {
+	peers x86
+}
+
+check_peers_arm64() {
+	peers arm64
+}
+
+# No splat in the logs of the debug kernel and of guests; and a real one, made on purpose, is seen.
 check_splats() {
 	local stage h log
 
-	tap_plan $((6 + 2 * ${#hosts[@]}))
-	for stage in mock-debug dma-debug iommufd-debug mock-debug-arm64 dma-debug-smmuv3 iommufd-debug-arm64; do
+	tap_plan $((6 + ${#guest_logs[@]} + 2 * ${#hosts[@]}))
+	for stage in mock-debug dma-debug iommufd-debug mock-debug-arm64 dma-debug-smmuv3 iommufd-debug-arm64 \
+		"${guest_logs[@]}"; do
 		tap_run "no splat in $stage" "$lab/splat" "$results/$stage.console"
 	done
 	for h in "${hosts[@]}"; do

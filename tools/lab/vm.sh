@@ -8,7 +8,7 @@ lab_run() {
 	local kernel=lab kernel_work=$work_name limit=120 icount= smp=2 mem= edus=1 log= hugepages= leaks= quiet=
 	local append=() environment=() files=() qemu_args=() writes=() trace=
 	local vtd='' smmu='' smmus=1 erratum='' host=vtd viommu='' qemu=ours reboots='' attend=()
-	local dir script argument first program rc=0 line
+	local dir script argument first program rc=0 status line
 
 	while (($#)); do
 		case $1 in
@@ -107,6 +107,12 @@ lab_run() {
 	word x ''
 	[[ ! $leaks ]] || word l ''
 	make_initrd "$dir/root" "$dir/initrd"
+	if [[ $reboots ]]; then
+		mkdir "$dir/root/lab/kexec"
+		cp "$dir/kernel" "$dir/root/lab/kexec/kernel"
+		mv "$dir/initrd" "$dir/root/lab/kexec/initrd"
+		make_initrd "$dir/root" "$dir/initrd"
+	fi
 
 	local options=(-nodefaults -display none -monitor none -nic none -m "$mem" "${host_machine[@]}"
 		-chardev "file,id=console,path=$dir/console" -serial chardev:console
@@ -136,11 +142,13 @@ lab_run() {
 		mkdir -p "$(dirname "$log")"
 		cp "$dir/log" "$log"
 	fi
-	judge "$dir/log" "$rc" "$limit" "$log" || return
-	[[ ! -s $dir/findings ]] || {
+	status=0
+	judge "$dir/log" "$rc" "$limit" "$log" || status=$?
+	if [[ -s $dir/findings ]]; then
 		sed 's/^/lab: /' "$dir/findings" >&2
-		return 1
-	}
+		((status)) || status=1
+	fi
+	return "$status"
 }
 
 # QEMU in $dir/qemu, and the properties of its IOMMU

@@ -107,7 +107,7 @@ static bool drive_is_gone(void *arg)
 
 FIXTURE_SETUP(hotplug)
 {
-	ASSERT_OK(disk_find(&self->disk, "raw"));
+	ASSERT_OK(disk_wait(&self->disk, "raw"));
 	snprintf(self->bound, sizeof(self->bound), SYSFS_PCI "/%s/driver",
 		 self->disk.pci);
 	ASSERT_OK(load_start(&self->load, &self->disk, PROCESSES, true));
@@ -115,8 +115,13 @@ FIXTURE_SETUP(hotplug)
 
 FIXTURE_TEARDOWN(hotplug)
 {
+	/* after a failure, for the next test */
 	if (self->load.nr)
 		load_stop(&self->load);
+	if (drive_is_gone(&self->disk)) {
+		variant->back(&self->disk);
+		wait_until(drive_is_there, &self->disk);
+	}
 }
 
 TEST_F_TIMEOUT(hotplug, under_load, 600)

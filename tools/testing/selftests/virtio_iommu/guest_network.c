@@ -281,30 +281,47 @@ FIXTURE_VARIANT_ADD(network, mtu_1500) { .mtu = 1500 };
 FIXTURE_VARIANT_ADD(network, mtu_4000) { .mtu = 4000 };
 FIXTURE_VARIANT_ADD(network, mtu_9000) { .mtu = 9000 };
 
-FIXTURE_SETUP(network)
+/* Fills in the names, and returns how many there are. */
+static unsigned int find_nics(char names[NICS][IFNAMSIZ])
 {
-	char path[300], driver[64], pci[16];
+	char path[300], driver[64];
 	struct dirent *ent;
 	unsigned int nr = 0;
 	DIR *dir;
 
 	dir = opendir("/sys/class/net");
-	ASSERT_NE(NULL, dir);
-	while ((ent = readdir(dir))) {
+	while (dir && (ent = readdir(dir))) {
 		snprintf(path, sizeof(path), "/sys/class/net/%.32s/device/driver",
 			 ent->d_name);
 		if (link_name(path, driver, sizeof(driver)) || strcmp(driver, DRIVER))
 			continue;
-		ASSERT_LT(nr, NICS);
-		snprintf(path, sizeof(path), "/sys/class/net/%.32s/device",
-			 ent->d_name);
+		if (nr < NICS)
+			snprintf(names[nr], IFNAMSIZ, "%.15s", ent->d_name);
+		nr++;
+	}
+	if (dir)
+		closedir(dir);
+	return nr;
+}
+
+static bool nics_are_there(void *names)
+{
+	return find_nics(names) == NICS;
+}
+
+FIXTURE_SETUP(network)
+{
+	char names[NICS][IFNAMSIZ], path[300], pci[16];
+	unsigned int i;
+
+	ASSERT_TRUE(wait_until(nics_are_there, names)) {
+		TH_LOG("there must be two NICs with the driver " DRIVER);
+	}
+	for (i = 0; i < NICS; i++) {
+		snprintf(path, sizeof(path), "/sys/class/net/%s/device", names[i]);
 		ASSERT_OK(link_name(path, pci, sizeof(pci)));
 		EXPECT_EQ(0, check_translated(pci));
-		ASSERT_OK(nic_init(&self->nic[nr++], ent->d_name));
-	}
-	closedir(dir);
-	ASSERT_EQ(NICS, nr) {
-		TH_LOG("%u NICs with the driver " DRIVER, nr);
+		ASSERT_OK(nic_init(&self->nic[i], names[i]));
 	}
 	ASSERT_OK(nic_start(&self->nic[0], variant->mtu));
 	ASSERT_OK(nic_start(&self->nic[1], variant->mtu));

@@ -107,7 +107,7 @@ int main(int argc, char **argv)
 	struct disk disk;
 	int ret;
 
-	ret = disk_find(&disk, "raw");
+	ret = disk_wait(&disk, "raw");
 	if (!ret)
 		ret = keep_note(&disk, &note, false);
 	if (note.magic != MAGIC)

@@ -37,7 +37,7 @@ TEST(translated)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(serials); i++) {
-		ASSERT_OK(disk_find(&disk, serials[i]));
+		ASSERT_OK(disk_wait(&disk, serials[i]));
 		EXPECT_EQ(0, check_translated(disk.pci));
 	}
 }
@@ -156,7 +156,7 @@ FIXTURE_SETUP(files)
 	unsigned int i;
 	char name[64];
 
-	ASSERT_OK(disk_find(&self->disk, "fs"));
+	ASSERT_OK(disk_wait(&self->disk, "fs"));
 	mkdir(MNT, 0700);
 	ASSERT_OK(mount(self->disk.path, MNT, "ext4", 0, NULL)) {
 		TH_LOG("%s has no ext4: %s", self->disk.path, strerror(errno));
@@ -195,7 +195,7 @@ FIXTURE(blocks) {
 
 FIXTURE_SETUP(blocks)
 {
-	ASSERT_OK(disk_find(&self->disk, "raw"));
+	ASSERT_OK(disk_wait(&self->disk, "raw"));
 }
 
 FIXTURE_TEARDOWN(blocks)

@@ -36,7 +36,7 @@ FIXTURE(stress) {
 
 FIXTURE_SETUP(stress)
 {
-	ASSERT_OK(disk_find(&self->disk, "raw"));
+	ASSERT_OK(disk_wait(&self->disk, "raw"));
 	ASSERT_OK(check_translated(self->disk.pci));
 	ASSERT_OK(load_start(&self->load, &self->disk, PROCESSES, false));
 }

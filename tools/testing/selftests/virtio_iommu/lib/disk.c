@@ -65,6 +65,25 @@ int disk_find(struct disk *disk, const char *serial)
 	return ret;
 }
 
+struct search {
+	struct disk *disk;
+	const char *serial;
+};
+
+static bool found(void *arg)
+{
+	struct search *search = arg;
+
+	return !disk_find(search->disk, search->serial);
+}
+
+int disk_wait(struct disk *disk, const char *serial)
+{
+	struct search search = { disk, serial };
+
+	return wait_until(found, &search) ? 0 : -ENODEV;
+}
+
 /* What a slot holds; nobody knows after a write that failed. */
 struct slot {
 	bool known;
@@ -101,9 +120,10 @@ static void __noreturn give_up(struct work *work, const char *what,
 	_exit(1);
 }
 
+/* Its size becomes 0 first: then nothing is after its end, and writes find no space. */
 static bool drive_is_gone(int err)
 {
-	return err == EIO || err == ENODEV || err == ENXIO || err == ENOENT;
+	return err == EIO || err == ENOSPC || err == ENODEV || err == ENXIO;
 }
 
 /* What a transfer that did not do all of @len tells: errno. */

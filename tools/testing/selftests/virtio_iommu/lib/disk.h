@@ -27,6 +27,8 @@ struct disk {
 
 /* -ENODEV when there is no drive with this serial number. */
 int disk_find(struct disk *disk, const char *serial);
+/* The same, for a drive that the kernel may be about to find. */
+int disk_wait(struct disk *disk, const char *serial);
 
 #define LOAD_MAX	8
 
