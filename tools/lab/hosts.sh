@@ -156,6 +156,11 @@ optional_properties() {
 	done
 }
 
+# last_value NAME PROPERTIES: the value that holds of a property that is given more than once
+last_value() {
+	tr , '\n' <<<"$2" | sed -n "s/^$1=//p" | tail -n 1
+}
+
 # --- two SMMUs ---
 #
 # The second SMMU serves a root complex of its own, a PCI expander bridge. QEMU describes that to

@@ -158,6 +158,8 @@ prepare_qemu() {
 		# not a copy: it looks for its firmware from where it is
 		printf '#!/bin/sh\nexec /usr/bin/%s "$@"\n' "$host_qemu" >"$dir/qemu"
 		chmod +x "$dir/qemu"
+		# the second serial port of its arm64 machine belongs to the secure world
+		[[ $arch != arm64 ]] || host_output=/dev/console
 	else
 		if [[ $quiet ]]; then
 			build_qemu 2>"$dir/build.log" || die "QEMU was not built" "$(<"$dir/build.log")"
@@ -169,8 +171,9 @@ prepare_qemu() {
 	"$dir/qemu" -machine none -device "$host_iommu,help" >"$dir/iommu.help" 2>&1 ||
 		die "this $host_qemu has no $host_iommu" "$(<"$dir/iommu.help")"
 	host_properties+=$(optional_properties "$dir/iommu.help" "${host_optional[@]}")
-	[[ $host_properties,$viommu != *,check=on* ]] ||
+	if [[ $(last_value check "$host_properties,$viommu") == on && $(last_value stage1 "$host_properties,$viommu") == on ]]; then
 		attend+=(--zero /machine/peripheral/iommu0/virtio-backend:stale-translations)
+	fi
 }
 
 # The kernel in $kernel_build

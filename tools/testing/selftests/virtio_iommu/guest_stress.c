@@ -19,12 +19,12 @@
 
 #define PROCESSES	4
 #define OPS		20
-#define ROUNDS		3
+#define ROUNDS		2
 #define CPUS_MAX	64
 
 /* Memory that is left, and pieces that are taken of it. */
 #define LEFT_KB		(24L << 10)
-#define PIECE		0x100000UL
+#define PIECE		0x400000UL
 
 #define ASSERT_OK(expr)	ASSERT_EQ(0, expr)
 
@@ -94,7 +94,7 @@ static long available_kb(void)
 /* Takes memory until little is left, and tells so; then gives it back and starts again. */
 static void __noreturn eat(int tell)
 {
-	void *piece[8192];
+	void *piece[2048];
 	unsigned int nr = 0;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -152,18 +152,14 @@ long differs(const void *buf, size_t len, __u64 seed)
 int check_translated(const char *pci)
 {
 	char path[300], name[64], type[32], cmdline[2048];
-	const char *strict, *want = "DMA";
+	const char *strict, *want;
 
-	/* the IOMMU's device is a child of the virtio device that it is named after */
-	snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu/device/driver", pci);
-	if (link_name(path, name, sizeof(name)) || strcmp(name, "virtio_iommu")) {
-		snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu", pci);
-		if (link_name(path, name, sizeof(name)))
-			snprintf(name, sizeof(name), "none");
-		if (strncmp(name, "virtio", 6)) {
-			fprintf(stderr, "# %s has the IOMMU %s\n", pci, name);
-			return -EXDEV;
-		}
+	snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu", pci);
+	if (link_name(path, name, sizeof(name)))
+		snprintf(name, sizeof(name), "none");
+	if (strncmp(name, "virtio", strlen("virtio"))) {
+		fprintf(stderr, "# %s has the IOMMU %s\n", pci, name);
+		return -EXDEV;
 	}
 	snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu_group/type", pci);
 	if (read_file(path, type, sizeof(type)))
@@ -172,9 +168,9 @@ int check_translated(const char *pci)
 		return -EXDEV;
 	strict = strstr(cmdline, "iommu.strict=");
 	if (!strict)
-		return strncmp(type, "DMA", 3) ? -EXDEV : 0;
-	if (strict[strlen("iommu.strict=")] == '0')
-		want = "DMA-FQ";
+		want = !strcmp(type, "DMA-FQ") ? type : "DMA";
+	else
+		want = strict[strlen("iommu.strict=")] == '0' ? "DMA-FQ" : "DMA";
 	if (strcmp(type, want)) {
 		fprintf(stderr, "# the domain of %s is of type %s, not %s\n",
 			pci, type, want);
