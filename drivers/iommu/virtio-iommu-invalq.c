@@ -39,10 +39,13 @@ static struct viommu_inval *to_inval(struct llist_node *node)
 	return llist_entry(node, struct viommu_inval, node);
 }
 
-/* It may be on the stack of a CPU that goes on at once: do not touch it again. */
 static void viommu_inval_done(struct viommu_inval *inval, int ret)
 {
 	inval->ret = ret;
+	/*
+	 * Pairs with viommu_invalq_wait(). It may be on the stack of a CPU that
+	 * goes on at once: do not touch it any more.
+	 */
 	smp_store_release(&inval->done, true);
 }
 
@@ -175,6 +178,7 @@ static noinline void viommu_invalq_wait(struct viommu_invalq *q,
 {
 	llist_add(&inval->node, &q->waiting);
 
+	/* Pairs with viommu_inval_done(): ret is valid, and memory may be freed. */
 	while (!smp_load_acquire(&inval->done)) {
 		if (!raw_spin_is_locked(&q->lock) &&
 		    raw_spin_trylock(&q->lock)) {

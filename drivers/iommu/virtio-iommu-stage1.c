@@ -59,13 +59,6 @@ static bool five_level;
 module_param(five_level, bool, 0444);
 MODULE_PARM_DESC(five_level, "x86-64: prefer tables of 5 levels (default: 4)");
 
-struct viommu_s1_dev {
-	viommu_send_req_fn		send_req;
-	unsigned int			nr_queues;
-	struct viommu_invalq		*queues;
-	u16				max_descs;
-};
-
 struct viommu_s1_domain {
 	union {
 		struct iommu_domain	domain;
@@ -80,13 +73,15 @@ struct viommu_s1_domain {
 	bool				dead;
 	/* The device may use the table for ever */
 	bool				in_use;
+	/* Protects attachments, dead and what they mean for each other */
 	spinlock_t			lock;
-	/* &struct viommu_s1_attachment; under lock. From before ATTACH_TABLE */
+	/* &struct viommu_s1_attachment, from before ATTACH_TABLE on */
 	struct list_head		attachments;
 	struct viommu_s1_config		config;
 	/* ATTACH_TABLE for all endpoints */
 	struct virtio_iommu_req_attach_table attach;
 };
+
 PT_IOMMU_CHECK_DOMAIN(struct viommu_s1_domain, x86_64.iommu, domain);
 
 struct viommu_s1_attachment {
@@ -387,6 +382,7 @@ static bool viommu_s1_stop(struct viommu_s1_domain *s1_domain)
 		}
 	}
 	s1_domain->dead = true;
+	atomic_inc(&s1_domain->viommu->s1->stopped_domains);
 	return !s1_domain->in_use;
 }
 
@@ -422,14 +418,15 @@ static __always_inline bool viommu_s1_flush(struct viommu_s1_domain *s1_domain,
 	return viommu_s1_flush_failed(s1_domain, inval, ret);
 }
 
-/*
- * A table that is attached nowhere needs no invalidation (ORD-R-4). Pairs with
- * viommu_s1_attach_dev(): either we see the attachment here, or the device,
- * whose request comes after the attachment, sees our changes of the table.
- */
+/* A table that is attached nowhere needs no invalidation (ORD-R-4). */
 static __always_inline bool
 viommu_s1_is_attached(struct viommu_s1_domain *s1_domain)
 {
+	/*
+	 * Pairs with viommu_s1_attach_dev(): either we see the attachment here,
+	 * or the device, whose request comes after the attachment, sees our
+	 * changes of the table.
+	 */
 	smp_mb();
 	return !list_empty(&s1_domain->attachments);
 }
@@ -667,6 +664,7 @@ static int viommu_s1_attach_dev(struct iommu_domain *domain, struct device *dev,
 	if (!ret) {
 		viommu_leave_domain(vdev);
 		vdev->s1.attachment = attachment;
+		WRITE_ONCE(vdev->s1.domain_id, s1_domain->id);
 		return 0;
 	}
 
@@ -695,6 +693,7 @@ void viommu_s1_leave(struct viommu_endpoint *vdev)
 	if (vdev->s1.attachment) {
 		viommu_s1_attachment_free(vdev->s1.attachment);
 		vdev->s1.attachment = NULL;
+		WRITE_ONCE(vdev->s1.domain_id, -1);
 	}
 }
 EXPORT_SYMBOL_GPL(viommu_s1_leave);
@@ -904,6 +903,7 @@ void viommu_s1_endpoint_init(struct viommu_endpoint *vdev)
 {
 	INIT_LIST_HEAD(&vdev->s1.windows);
 	INIT_LIST_HEAD(&vdev->s1.node);
+	vdev->s1.domain_id = -1;
 }
 EXPORT_SYMBOL_GPL(viommu_s1_endpoint_init);
 
@@ -913,8 +913,13 @@ EXPORT_SYMBOL_GPL(viommu_s1_endpoint_init);
  */
 void viommu_s1_endpoint_release(struct viommu_endpoint *vdev)
 {
+	struct viommu_s1_dev *s1 = vdev->viommu->s1;
 	struct viommu_s1_window *window, *next;
 
+	if (s1) {
+		scoped_guard(mutex, &s1->endpoints_lock)
+			list_del(&vdev->s1.node);
+	}
 	list_for_each_entry_safe(window, next, &vdev->s1.windows, node)
 		kfree(window);
 }
@@ -976,10 +981,16 @@ void viommu_s1_endpoint_probed(struct viommu_endpoint *vdev)
 		.input_bits	= five_level ? 57 : VIOMMU_S1_INPUT_BITS,
 		.last_output	= virt_to_phys(high_memory - 1),
 	};
+	struct viommu_s1_dev *s1 = vdev->viommu->s1;
 	struct viommu_s1_window *window;
 	u64 last;
 
-	if (!vdev->viommu->s1 || !vdev->s1.format.format)
+	if (!s1)
+		return;
+	scoped_guard(mutex, &s1->endpoints_lock)
+		list_add_tail(&vdev->s1.node, &s1->endpoints);
+
+	if (!vdev->s1.format.format)
 		return;
 
 	/* See the top of this file. */
@@ -1077,6 +1088,8 @@ int viommu_s1_init(struct viommu_dev *viommu, viommu_send_req_fn send_req)
 				  sizeof(*s1->queues), GFP_KERNEL);
 	if (!s1->queues)
 		return -ENOMEM;
+	mutex_init(&s1->endpoints_lock);
+	INIT_LIST_HEAD(&s1->endpoints);
 	viommu->s1 = s1;
 	return 0;
 }
@@ -1119,6 +1132,7 @@ int viommu_s1_start(struct viommu_dev *viommu, struct virtqueue **vqs)
 	}
 	dev_info(viommu->dev, "stage-1 tables, %u invalidation queue%s of %u descriptors\n",
 		 s1->nr_queues, str_plural(s1->nr_queues), s1->max_descs);
+	viommu_s1_debugfs_add(viommu);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(viommu_s1_start);
@@ -1131,10 +1145,17 @@ void viommu_s1_remove(struct viommu_dev *viommu)
 {
 	unsigned int i;
 
+	viommu_s1_debugfs_remove(viommu);
 	for (i = 0; i < viommu_s1_nr_vqs(viommu); i++)
 		viommu_invalq_destroy(&viommu->s1->queues[i]);
 }
 EXPORT_SYMBOL_GPL(viommu_s1_remove);
+
+static void __exit viommu_s1_exit(void)
+{
+	viommu_s1_debugfs_exit();
+}
+module_exit(viommu_s1_exit);
 
 MODULE_DESCRIPTION("Stage-1 tables for virtio-iommu");
 MODULE_LICENSE("GPL");

@@ -11,6 +11,7 @@
 #include <linux/iommu.h>
 #include <linux/list.h>
 #include <linux/llist.h>
+#include <linux/mutex.h>
 #include <linux/scatterlist.h>
 #include <linux/sched/clock.h>
 #include <linux/spinlock.h>
@@ -36,6 +37,7 @@ struct viommu_dev {
 	struct ida			domain_ids;
 
 	struct virtqueue		*vqs[VIOMMU_NR_VQS];
+	/* Protects the request queue and the list of requests on it */
 	spinlock_t			request_lock;
 	struct list_head		requests;
 	void				*evts;
@@ -62,6 +64,7 @@ struct viommu_domain {
 	unsigned int			id;
 	u32				map_flags;
 
+	/* Protects mappings */
 	spinlock_t			mappings_lock;
 	struct rb_root_cached		mappings;
 
@@ -107,6 +110,7 @@ struct viommu_s1_config {
  *          MAP and UNMAP
  * @windows: &struct viommu_s1_window, reserved memory of subtype IDENTITY
  * @attachment: to a domain with a table, or NULL
+ * @domain_id: ID of this domain, or -1
  * @node: in the list of endpoints of the device, for debugfs
  */
 struct viommu_s1_endpoint {
@@ -114,6 +118,7 @@ struct viommu_s1_endpoint {
 	struct viommu_s1_config		config;
 	struct list_head		windows;
 	struct viommu_s1_attachment	*attachment;
+	s64				domain_id;
 	struct list_head		node;
 };
 
@@ -281,7 +286,47 @@ struct viommu_s1_needs {
 typedef int (*viommu_send_req_fn)(struct viommu_dev *viommu, void *buf,
 				  size_t len);
 
+/**
+ * struct viommu_s1_dev - what a device has for stage-1 tables
+ * @send_req: sends a request on the request queue and waits
+ * @max_descs: most descriptors that the device takes in a request
+ * @nr_queues: number of invalidation queues in use
+ * @queues: these
+ * @stopped_domains: domains whose endpoints had to be stopped
+ * @endpoints_lock: protects @endpoints
+ * @endpoints: &struct viommu_endpoint that were probed
+ * @debugfs: directory of the device
+ */
+struct viommu_s1_dev {
+	viommu_send_req_fn		send_req;
+	u16				max_descs;
+	unsigned int			nr_queues;
+	struct viommu_invalq		*queues;
+	atomic_t			stopped_domains;
+	struct mutex			endpoints_lock;	/* protects endpoints */
+	struct list_head		endpoints;
+	struct dentry			*debugfs;
+};
+
 #if IS_ENABLED(CONFIG_VIRTIO_IOMMU_STAGE1)
+
+#ifdef CONFIG_IOMMU_DEBUGFS
+void viommu_s1_debugfs_add(struct viommu_dev *viommu);
+void viommu_s1_debugfs_remove(struct viommu_dev *viommu);
+void viommu_s1_debugfs_exit(void);
+#else
+static inline void viommu_s1_debugfs_add(struct viommu_dev *viommu)
+{
+}
+
+static inline void viommu_s1_debugfs_remove(struct viommu_dev *viommu)
+{
+}
+
+static inline void viommu_s1_debugfs_exit(void)
+{
+}
+#endif
 
 int viommu_s1_parse_format(const struct virtio_iommu_probe_property *prop,
 			   size_t len, u16 wanted,
