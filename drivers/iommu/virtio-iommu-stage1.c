@@ -13,11 +13,11 @@
  *   2. That fails as well: all endpoints of the domain are attached to an empty
  *      domain without a table. Not detached: that may mean bypass.
  *   3. That fails too: each endpoint is taken off the bus at its own end, by
- *      its bus master bit. The callers of an IOMMU driver have no way to
- *      learn that an unmap has failed: they free the memory when it returns.
- *      So nothing may access that memory any more, and this does not depend on
- *      the device that has just failed. Only PCI devices have such a bit, so
- *      only they get stage-1 tables. Tables are not freed in this case.
+ *      its bus master bit, and remains so. The callers of an IOMMU driver have
+ *      no way to learn that an unmap has failed: they free the memory when it
+ *      returns. So nothing may access that memory any more, and this must not
+ *      depend on the device that has just failed. Only PCI devices have such a
+ *      bit, so only they get stage-1 tables. Tables are not freed in this case.
  *
  * Lock order: group->mutex, then viommu_s1_domain::lock, then
  * viommu_dev::request_lock. The lock of an invalidation queue is innermost, and
@@ -88,7 +88,7 @@ struct viommu_s1_attachment {
 	struct list_head		node;
 	struct viommu_s1_domain		*domain;
 	struct viommu_endpoint		*vdev;
-	/* By viommu_s1_stop(): attached to the empty domain */
+	/* By viommu_s1_stop(): in the blocked domain */
 	bool				blocked;
 };
 
@@ -343,16 +343,29 @@ static int viommu_s1_block(struct viommu_endpoint *vdev)
 	return 0;
 }
 
-/* The device stops by itself, whatever the IOMMU does. */
+/*
+ * The device stops by itself, whatever the IOMMU does, and its driver must not
+ * start it again, as recovery from errors would: for drivers it is as if it had
+ * been unplugged, and the PCI core writes nothing to its configuration any more.
+ * May be called again, to overtake a driver that was just about to write.
+ */
 static void viommu_s1_off_the_bus(struct viommu_endpoint *vdev)
 {
 	struct pci_dev *pdev = to_pci_dev(vdev->dev);
-	u16 command;
+	u16 command = 0;
 
-	pci_clear_master(pdev);
+	if (xchg(&pdev->error_state, pci_channel_io_perm_failure) !=
+	    pci_channel_io_perm_failure)
+		dev_crit(vdev->dev,
+			 "cannot be isolated any more: DMA turned off for good\n");
+
+	pci_bus_read_config_word(pdev->bus, pdev->devfn, PCI_COMMAND, &command);
+	if (!(command & PCI_COMMAND_MASTER))
+		return;
+	pci_bus_write_config_word(pdev->bus, pdev->devfn, PCI_COMMAND,
+				  command & ~PCI_COMMAND_MASTER);
 	/* What it has written already arrives before the answer to a read. */
-	pci_read_config_word(pdev, PCI_COMMAND, &command);
-	dev_crit(vdev->dev, "cannot be isolated any more: DMA turned off\n");
+	pci_bus_read_config_word(pdev->bus, pdev->devfn, PCI_COMMAND, &command);
 }
 
 /*
@@ -366,23 +379,22 @@ static bool viommu_s1_stop(struct viommu_s1_domain *s1_domain)
 
 	guard(spinlock_irqsave)(&s1_domain->lock);
 
-	/* Somebody else has done it, or there is nothing to do. */
-	if (s1_domain->dead)
-		return !s1_domain->in_use;
-
-	dev_err(s1_domain->viommu->dev,
-		"domain %u: invalidation failed, blocking its endpoints\n",
-		s1_domain->id);
+	if (!s1_domain->dead) {
+		dev_err(s1_domain->viommu->dev,
+			"domain %u: invalidation failed, blocking its endpoints\n",
+			s1_domain->id);
+		atomic_inc(&s1_domain->viommu->s1->stopped_domains);
+		s1_domain->dead = true;
+		list_for_each_entry(attachment, &s1_domain->attachments, node)
+			attachment->blocked = !viommu_s1_block(attachment->vdev);
+	}
 
 	list_for_each_entry(attachment, &s1_domain->attachments, node) {
-		attachment->blocked = true;
-		if (viommu_s1_block(attachment->vdev)) {
+		if (!attachment->blocked) {
 			viommu_s1_off_the_bus(attachment->vdev);
-			s1_domain->in_use = true;
+			WRITE_ONCE(s1_domain->in_use, true);
 		}
 	}
-	s1_domain->dead = true;
-	atomic_inc(&s1_domain->viommu->s1->stopped_domains);
 	return !s1_domain->in_use;
 }
 
@@ -712,8 +724,8 @@ void viommu_s1_detach(struct viommu_endpoint *vdev)
 	if (!attachment)
 		return;
 
-	/* An endpoint that was blocked, because it had to be, remains so. */
-	for (i = 0; i < fwspec->num_ids && !attachment->blocked; i++) {
+	/* An endpoint that had to be stopped remains so. */
+	for (i = 0; i < fwspec->num_ids && !attachment->domain->dead; i++) {
 		req = (struct virtio_iommu_req_detach_table) {
 			.head.type	= VIRTIO_IOMMU_T_DETACH_TABLE,
 			.domain		= cpu_to_le32(attachment->domain->id),
