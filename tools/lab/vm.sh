@@ -153,6 +153,8 @@ lab_run() {
 
 # QEMU in $dir/qemu, and the properties of its IOMMU
 prepare_qemu() {
+	local finding iommu=/machine/peripheral/iommu0/virtio-backend
+
 	if [[ $qemu == debian ]]; then
 		[[ -x /usr/bin/$host_qemu ]] || die "there is no /usr/bin/$host_qemu" "Install it: tools/lab/lab packages"
 		# not a copy: it looks for its firmware from where it is
@@ -172,7 +174,11 @@ prepare_qemu() {
 		die "this $host_qemu has no $host_iommu" "$(<"$dir/iommu.help")"
 	host_properties+=$(optional_properties "$dir/iommu.help" "${host_optional[@]}")
 	if [[ $(last_value check "$host_properties,$viommu") == on && $(last_value stage1 "$host_properties,$viommu") == on ]]; then
-		attend+=(--zero /machine/peripheral/iommu0/virtio-backend:stale-translations)
+		for finding in stale-translations stale-remaps stale-table-writes false-promises; do
+			attend+=(--zero "$iommu:$finding")
+		done
+		# with nothing under way; a lazy driver has always something
+		[[ " ${append[*]} " != *" iommu.strict=1 "* ]] || attend+=(--zero "$iommu:stale-entries")
 	fi
 }
 
