@@ -33,6 +33,7 @@ help:
 	@echo '  HOST=vtd|smmuv3            demo, bench, linux: only this host, x86 with VT-d or arm64 with SMMUv3'
 	@echo '                             (default: both)'
 	@echo '  GUEST=1 [ARCH=x86|arm64]   demo: a guest with virtio-iommu at work, and what it asks of its IOMMU'
+	@echo '                             bench: cost of dma_map and dma_unmap in a guest, and on a host'
 	@echo '  LINUX_SRC=, QEMU_SRC=      use this tree (a directory or a tarball), not the packaged source'
 	@echo '  VHOST_IOMMU_CACHE=         where trees and downloads go, shared by all clones'
 	@echo '                             (default: ~/.cache/vhost-iommu)'
@@ -40,9 +41,9 @@ help:
 	@echo 'The lab has more: tools/lab/lab help'
 
 .PHONY: demo test check test-long bench qemu spec clean distclean
-test check test-long bench qemu spec clean distclean:
+test check test-long qemu spec clean distclean:
 	@$(LAB) $@
-demo:
+demo bench:
 	@$(LAB) $@ $(if $(GUEST),--guest $(if $(filter command line,$(origin ARCH)),$(ARCH)))
 
 .PHONY: linux linux-debug

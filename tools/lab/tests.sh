@@ -197,8 +197,53 @@ count_requests() {
 		}' "$1"
 }
 
+# lab bench [--guest [ARCH]]
 lab_bench() {
+	if [[ ${1:-} == --guest ]]; then
+		bench_guest "${2:-}"
+		return
+	fi
 	on_hosts bench --timeout 600 "$@"
+}
+
+# bench_guest [ARCH]: what dma_map and dma_unmap cost a guest's kernel, and that of a host with its
+# vendor's IOMMU. One CPU whose clock counts instructions; what the device does is not in it.
+bench_guest() {
+	local arches=(x86 arm64) a h
+
+	[[ ! $1 ]] || arches=("$1")
+	need_packages
+	plan $((1 + 7 * ${#arches[@]}))
+	build_qemu || die "QEMU was not built"
+	printf '%-6s  %-36s %-6s  %8s %8s  %9s %9s\n' "" "instructions of" "" "map 1" "unmap 1" "map 16" "unmap 16"
+	for a in "${arches[@]}"; do
+		[[ " ${guests[*]} " == *" guest-$a "* ]] || die "lab bench --guest $a: there is no such guest" \
+			"There are: ${guests[*]#guest-}"
+		for h in "${hosts[@]}"; do
+			select_host "$h"
+			[[ $arch != "$a" ]] || break
+		done
+		build_programs "$a" || die "dma_bench was not built for $a"
+		bench_rows "$h, its own driver" --host "$h"
+		bench_rows "virtio-iommu, stage-1 table" --guest "$a" --viommu check=off
+		bench_rows "virtio-iommu, MAP and UNMAP" --guest "$a" --viommu stage1=off,check=off
+	done
+}
+
+# bench_rows NAME OPTIONS...: strict and lazy
+bench_rows() {
+	local name=$1 strict mode values
+	shift
+
+	for strict in 1 0; do
+		mode=$([[ $strict == 1 ]] && echo strict || echo lazy)
+		step "$arch: $name, $mode"
+		lab_run --quiet --icount --edu 1 --append "iommu.strict=$strict" --timeout 600 "$@" "$bin/dma_bench" \
+			>"$out/dma_bench.out" || die "dma_bench failed" "$(<"$out/dma_bench.out")"
+		values=$(awk '$2 == 1 && $1 ~ /^[0-9]+$/ { print $3, $4 }' "$out/dma_bench.out" | xargs)
+		# shellcheck disable=SC2086 # four words
+		printf '%-6s  %-36s %-6s  %8s %8s  %9s %9s\n' "$arch" "$name" "$mode" $values
+	done
 }
 
 # on_hosts PROGRAM OPTION...: run it on the wanted hosts, side by side, and merge what it prints. Lines
