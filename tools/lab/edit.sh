@@ -199,6 +199,10 @@ lab_variant() {
 		number=$((number + 1))
 		cp "$patch" "$extra/$(printf %04d "$number")-$(basename "$patch")"
 	done
-	build_linux "lab$arch_suffix" || exit 1
-	note "run it with: tools/lab/lab run --host $host --work $name PROGRAM"
+	build_linux "$(machine_kind lab)" || exit 1
+	if [[ $host_is_guest ]]; then
+		note "run it with: tools/lab/lab run --guest $arch --work $name PROGRAM"
+	else
+		note "run it with: tools/lab/lab run --host $host --work $name PROGRAM"
+	fi
 }

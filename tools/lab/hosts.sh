@@ -36,16 +36,30 @@ select_arch() {
 # --- kernels ---
 
 kinds=(lab debug lab-arm64 debug-arm64)
+guest_kinds=(guest guest-debug guest-arm64 guest-debug-arm64)
 
 # select_kind KIND: sets kind_config, the files of its configuration, and its architecture
 select_kind() {
-	case $1 in
-	lab | debug) select_arch x86 ;;
-	lab-arm64 | debug-arm64) select_arch arm64 ;;
-	*) die "there is no kernel '$1'" "There are: ${kinds[*]}" ;;
-	esac
+	[[ " ${kinds[*]} ${guest_kinds[*]} " == *" $1 "* ]] ||
+		die "there is no kernel '$1'" "There are: ${kinds[*]} ${guest_kinds[*]}"
+	if [[ $1 == *-arm64 ]]; then
+		select_arch arm64
+	else
+		select_arch x86
+	fi
 	kind_config=("$lab/kernel-common.config" "$lab/kernel-$arch.config")
-	[[ $1 != debug* ]] || kind_config+=("$lab/kernel-debug.config")
+	[[ $1 != guest* ]] || kind_config+=("$lab/kernel-guest.config" "$lab/kernel-guest-$arch.config")
+	[[ $1 != *debug* ]] || kind_config+=("$lab/kernel-debug.config")
+	[[ $1 != guest-debug* ]] || kind_config+=("$lab/kernel-guest-debug.config")
+}
+
+# machine_kind lab|debug: the kind of kernel that the selected machine runs
+machine_kind() {
+	case $host_is_guest$1 in
+	1lab) echo "guest$arch_suffix" ;;
+	1*) echo "guest-$1$arch_suffix" ;;
+	*) echo "$1$arch_suffix" ;;
+	esac
 }
 
 # --- hosts and guests ---

@@ -191,10 +191,10 @@ prepare_kernel() {
 	# a variant is one of the kernel; QEMU is the common one
 	work_name=$kernel_work
 	if [[ $quiet ]]; then
-		build_linux "$kernel$arch_suffix" 2>"$dir/build.log" ||
+		build_linux "$(machine_kind "$kernel")" 2>"$dir/build.log" ||
 			die "the $kernel kernel was not built" "$(<"$dir/build.log")"
 	else
-		build_linux "$kernel$arch_suffix" || die "the $kernel kernel was not built"
+		build_linux "$(machine_kind "$kernel")" || die "the $kernel kernel was not built"
 	fi
 }
 
