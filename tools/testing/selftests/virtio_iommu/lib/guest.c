@@ -154,11 +154,12 @@ int check_translated(const char *pci)
 	char path[300], name[64], type[32], cmdline[2048];
 	const char *strict, *want;
 
-	snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu", pci);
+	/* the IOMMU belongs to a virtio device, though its name is that of a PCI device */
+	snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu/device/driver", pci);
 	if (link_name(path, name, sizeof(name)))
 		snprintf(name, sizeof(name), "none");
-	if (strncmp(name, "virtio", strlen("virtio"))) {
-		fprintf(stderr, "# %s has the IOMMU %s\n", pci, name);
+	if (strcmp(name, "virtio_iommu")) {
+		fprintf(stderr, "# the driver of the IOMMU of %s is %s\n", pci, name);
 		return -EXDEV;
 	}
 	snprintf(path, sizeof(path), SYSFS_PCI "/%s/iommu_group/type", pci);
