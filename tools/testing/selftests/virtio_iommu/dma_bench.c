@@ -97,7 +97,8 @@ int main(int argc, char **argv)
 	else if (optind == argc - 1)
 		snprintf(pci, sizeof(pci), "%s", argv[optind]);
 	if (!*pci) {
-		fprintf(stderr, "Usage: dma_bench [-s SECONDS] [-g LIST] [-t LIST] [PCI_ADDRESS]\n");
+		fprintf(stderr,
+			"Usage: dma_bench [-s SECONDS] [-g LIST] [-t LIST] [PCI_ADDRESS]\n");
 		return 2;
 	}
 	ret = rebind(pci, DRIVER);
