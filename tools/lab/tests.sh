@@ -10,14 +10,14 @@ check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkp
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
 	iommufd_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	demo demo_drop bench splats)
+	guest guest_arm64 demo demo_drop bench splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
 	guest guest_arm64 peers peers_arm64)
-long_stages=(fail_nth guest_trees guest_debug guest_debug_arm64 guest guest_arm64 peers peers_arm64 guest_splats
-	guest_faults guest_long guest_long_arm64)
+long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_splats peers peers_arm64
+	guest_long guest_long_arm64)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -304,11 +304,11 @@ lab_spec() {
 
 # All that the VM stages need, so that each one's time is its own.
 check_trees() {
-	build_trees "${kinds[@]}"
+	build_trees "${kinds[@]}" guest guest-arm64
 }
 
 check_guest_trees() {
-	build_trees "${guest_kinds[@]}"
+	build_trees guest-debug guest-debug-arm64
 }
 
 build_trees() {
@@ -544,7 +544,7 @@ guest() {
 	return "$rc"
 }
 
-guest_logs=(guest{,-arm64}-{strict,lazy,reboot} guest-debug{,-arm64})
+guest_logs=(guest{,-arm64}-{strict,lazy,reboot})
 
 check_guest() {
 	guest guest x86 --timeout 300
@@ -600,8 +600,9 @@ check_peers_arm64() {
 check_splats() {
 	local stage h log
 
-	tap_plan $((6 + 2 * ${#hosts[@]}))
-	for stage in mock-debug dma-debug iommufd-debug mock-debug-arm64 dma-debug-smmuv3 iommufd-debug-arm64; do
+	tap_plan $((6 + ${#guest_logs[@]} + 2 * ${#hosts[@]}))
+	for stage in mock-debug dma-debug iommufd-debug mock-debug-arm64 dma-debug-smmuv3 iommufd-debug-arm64 \
+		"${guest_logs[@]}"; do
 		tap_run "no splat in $stage" "$lab/splat" "$results/$stage.console"
 	done
 	for h in "${hosts[@]}"; do
@@ -617,8 +618,8 @@ check_splats() {
 check_guest_splats() {
 	local stage
 
-	tap_plan ${#guest_logs[@]}
-	for stage in "${guest_logs[@]}"; do
+	tap_plan 2
+	for stage in guest-debug guest-debug-arm64; do
 		tap_run "no splat in $stage" "$lab/splat" "$results/$stage.console"
 	done
 }
