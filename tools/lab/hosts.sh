@@ -53,10 +53,10 @@ select_kind() {
 	[[ $1 != guest-debug* ]] || kind_config+=("$lab/kernel-guest-debug.config")
 }
 
-# machine_kind lab|debug: the kind of kernel that the selected machine runs
+# machine_kind lab|debug|guest: the kind of kernel that the selected machine runs
 machine_kind() {
 	case $host_is_guest$1 in
-	1lab) echo "guest$arch_suffix" ;;
+	1lab | *guest) echo "guest$arch_suffix" ;;
 	1*) echo "guest-$1$arch_suffix" ;;
 	*) echo "$1$arch_suffix" ;;
 	esac

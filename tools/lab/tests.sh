@@ -225,7 +225,7 @@ bench_guest() {
 			[[ $arch != "$a" ]] || break
 		done
 		build_programs "$a" || die "dma_bench was not built for $a"
-		bench_rows "$h, its own driver" --host "$h"
+		bench_rows "$h, its own driver" --host "$h" --kernel guest
 		bench_rows "virtio-iommu, stage-1 table" --guest "$a" --viommu check=off
 		bench_rows "virtio-iommu, MAP and UNMAP" --guest "$a" --viommu stage1=off,check=off
 	done

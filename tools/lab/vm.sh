@@ -275,8 +275,8 @@ check_run_options() {
 		[[ $kernel != debian-* ]] || die "lab run --kernel $kernel is for guests" "Say --guest x86 or --guest arm64."
 		[[ $qemu == ours ]] || die "lab run --qemu $qemu is for guests" "Say --guest x86 or --guest arm64."
 	fi
-	[[ " lab debug ${debian_kernels[*]} " == *" $kernel "* ]] || die "lab run --kernel $kernel: there is no such kernel" \
-		"There are lab and debug, and for guests: ${debian_kernels[*]}"
+	[[ " lab debug guest ${debian_kernels[*]} " == *" $kernel "* ]] || die "lab run --kernel $kernel: there is no such kernel" \
+		"There are lab, debug and guest, and for guests: ${debian_kernels[*]}"
 	[[ $qemu == ours || $qemu == debian ]] || die "lab run --qemu: ours or debian, not $qemu"
 	for option in smp edu=edus smmus timeout=limit; do
 		name=${option#*=}
