@@ -351,7 +351,8 @@ def check_fields(t):
     fixed = {name for name, m in h.structs.items() if m[-1][0] == "virtio_iommu_req_tail"}
     for name in sorted(fixed - {m[1] for m in rows}):
         yield f"{SECTION}: the length of struct {name} is not given"
-    for m in re.finditer(r"(\w+)\s+request\s+is\s+not\s+(\d+)\s+bytes", t.prose):
+    for m in re.finditer(r"(\w+)\s+request\s+is\s+(?:as\s+long\s+as\s+struct\s+\w+\s+or\s+longer,\s+but\s+)?"
+                         r"not\s+(\d+)\s+bytes", t.prose):
         name = f"virtio_iommu_req_{m[1].lower()}"
         if name not in fixed or h.parts(name)[0] != int(m[2]):
             yield f"{t.line(m.start())}: {m[2]} is not the length of {m[1]}"
