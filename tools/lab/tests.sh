@@ -208,15 +208,15 @@ lab_bench() {
 }
 
 # bench_guest [ARCH]: what dma_map and dma_unmap cost a guest's kernel, and that of a host with its
-# vendor's IOMMU. One CPU whose clock counts instructions; what the device does is not in it.
+# vendor's IOMMU. The clock counts instructions of the kernel's CPUs; what the device does is not in it.
 bench_guest() {
-	local arches=(x86 arm64) a h
+	local arches=(x86 arm64) a h i mode some='$1 == 1 || $2 == 8'
+	local -a names options
 
 	[[ ! $1 ]] || arches=("$1")
 	need_packages
-	plan $((1 + 7 * ${#arches[@]}))
+	plan $((1 + 13 * ${#arches[@]}))
 	build_qemu || die "QEMU was not built"
-	printf '%-6s  %-36s %-6s  %8s %8s  %9s %9s\n' "" "instructions of" "" "map 1" "unmap 1" "map 16" "unmap 16"
 	for a in "${arches[@]}"; do
 		[[ " ${guests[*]} " == *" guest-$a "* ]] || die "lab bench --guest $a: there is no such guest" \
 			"There are: ${guests[*]#guest-}"
@@ -225,26 +225,50 @@ bench_guest() {
 			[[ $arch != "$a" ]] || break
 		done
 		build_programs "$a" || die "dma_bench was not built for $a"
-		bench_rows "$h, its own driver" --host "$h" --kernel guest
-		bench_rows "virtio-iommu, stage-1 table" --guest "$a" --viommu check=off
-		bench_rows "virtio-iommu, MAP and UNMAP" --guest "$a" --viommu stage1=off,check=off
+		names=("$h, its own driver" "virtio-iommu, stage-1 table" "virtio-iommu, MAP and UNMAP")
+		options=("--host $h --kernel guest" "--guest $a --viommu check=off"
+			"--guest $a --viommu stage1=off,check=off")
+
+		printf '%s: instructions of the kernel, one CPU and one thread\n' "$a"
+		printf '%-30s %-6s %9s %9s %9s %9s\n' "" "" "map 1" "unmap 1" "map 16" "unmap 16"
+		for i in "${!names[@]}"; do
+			for mode in strict lazy; do
+				bench_run "$a: ${names[i]}, $mode" "$mode" 1 1 "${options[i]}"
+				bench_row "${names[i]}" "$mode" 1 '$3, $4'
+			done
+		done
+		printf '\n%s: instructions of 8 CPUs together for a map and an unmap, by threads\n' "$a"
+		printf '%-30s %-6s %9s %9s %9s %9s %9s\n' "" "" 1 2 4 8 "8, of 16"
+		for i in "${!names[@]}"; do
+			for mode in strict lazy; do
+				bench_run "$a: ${names[i]}, $mode, threads" "$mode" 8 1,2,4,8 "${options[i]}"
+				bench_row "${names[i]}" "$mode" "$some" '$6'
+				if [[ ${names[i]} == *stage-1* ]]; then
+					bench_row "  descriptors per request" "$mode" "$some" 'sprintf("%.2f", $7 ? $8 / $7 : 0)'
+				fi
+			done
+		done
+		printf '\n'
 	done
 }
 
-# bench_rows NAME OPTIONS...: strict and lazy
-bench_rows() {
-	local name=$1 strict mode values
-	shift
+# bench_run NAME strict|lazy CPUS THREADS OPTIONS: fills dma_bench.out
+bench_run() {
+	step "$1"
+	# shellcheck disable=SC2086 # options are words
+	lab_run --quiet --icount --edu 1 --smp "$3" --append "iommu.strict=$([[ $2 == strict ]] && echo 1 || echo 0)" \
+		--timeout 900 $5 "$bin/dma_bench" -t "$4" >"$out/dma_bench.out" ||
+		die "dma_bench failed" "$(<"$out/dma_bench.out")"
+}
 
-	for strict in 1 0; do
-		mode=$([[ $strict == 1 ]] && echo strict || echo lazy)
-		step "$arch: $name, $mode"
-		lab_run --quiet --icount --edu 1 --append "iommu.strict=$strict" --timeout 600 "$@" "$bin/dma_bench" \
-			>"$out/dma_bench.out" || die "dma_bench failed" "$(<"$out/dma_bench.out")"
-		values=$(awk '$2 == 1 && $1 ~ /^[0-9]+$/ { print $3, $4 }' "$out/dma_bench.out" | xargs)
-		# shellcheck disable=SC2086 # four words
-		printf '%-6s  %-36s %-6s  %8s %8s  %9s %9s\n' "$arch" "$name" "$mode" $values
-	done
+# bench_row NAME MODE CONDITION COLUMNS: a row, of the lines of dma_bench.out for which awk's CONDITION holds
+bench_row() {
+	local -a values
+
+	mapfile -t values < <(awk "/^ *[0-9]/ && ($3) { print $4 }" "$out/dma_bench.out" | tr ' ' '\n')
+	printf '%-30s %-6s' "$1" "$2"
+	printf ' %9s' "${values[@]}"
+	printf '\n'
 }
 
 # on_hosts PROGRAM OPTION...: run it on the wanted hosts, side by side, and merge what it prints. Lines

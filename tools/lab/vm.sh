@@ -5,7 +5,7 @@
 
 # lab run [OPTIONS] PROGRAM [ARGUMENTS] [--then PROGRAM [ARGUMENTS]]...
 lab_run() {
-	local kernel=lab kernel_work=$work_name limit=120 icount= smp=2 mem= edus=1 log= hugepages= leaks= quiet=
+	local kernel=lab kernel_work=$work_name limit=120 icount= smp= mem= edus=1 log= hugepages= leaks= quiet=
 	local append=() environment=() files=() qemu_args=() writes=() trace=
 	local vtd='' smmu='' smmus=1 erratum='' host=vtd viommu='' qemu=ours reboots='' attend=()
 	local dir script argument first program rc=0 status line
@@ -45,6 +45,7 @@ lab_run() {
 		shift
 	done
 	(($#)) || die "lab run: which program?" "Usage: tools/lab/lab run [OPTIONS] PROGRAM [ARGUMENTS]"
+	smp=${smp:-$((icount ? 1 : 2))}
 	check_run_options
 	select_host "$host"
 
@@ -122,7 +123,7 @@ lab_run() {
 	append=("console=$host_console" panic=-1 oops=panic printk.devkmsg=on "${host_append[@]}" "${append[@]}")
 	[[ ! $leaks ]] || append+=(kmemleak=on)
 	if [[ $icount ]]; then
-		options+=(-accel 'tcg,thread=single' -smp 1 -icount 'shift=0,sleep=off' -seed 1
+		options+=(-accel 'tcg,thread=single' -smp "$smp" -icount 'shift=0,sleep=off' -seed 1
 			-rtc 'base=2026-01-01,clock=vm')
 		append+=(nokaslr "${host_append_icount[@]}")
 	else

@@ -8,6 +8,13 @@
  * dma_map_benchmark for as long as this runs. GRANULES (pages per mapping) and
  * THREADS are lists: 1,16 and 1. The unit is a nanosecond; where the clock counts
  * instructions, an instruction.
+ *
+ * "map" and "unmap" are what a thread sees from begin to end, the time included
+ * that it does not run. "pair" is the time of the whole benchmark by the pairs that
+ * all threads got done, the benchmark's own loop included: where the clock counts
+ * the instructions of all CPUs, what a pair costs them together. "requests" and
+ * "descs" are INVALIDATE requests meanwhile and the descriptors in them, if
+ * virtio-iommu sends any.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <glob.h>
 #include <unistd.h>
 #include <sys/ioctl.h>
 #include <linux/map_benchmark.h>
@@ -24,6 +32,13 @@
 #define DRIVER		"dma_map_benchmark"
 #define FILE_NAME	"/sys/kernel/debug/dma_map_benchmark"
 #define DMA_BITS	32
+#define QUEUES		"/sys/kernel/debug/iommu/virtio/*/queues"
+#define NSEC_PER_SEC	1000000000ULL
+
+struct requests {
+	unsigned long long requests;
+	unsigned long long descs;
+};
 
 static int fail(const char *what, int err)
 {
@@ -48,6 +63,33 @@ static int rebind(const char *pci, const char *driver)
 	return write_file("/sys/bus/pci/drivers_probe", pci);
 }
 
+/* Of all queues of all virtio-iommus that have some, so far. */
+static void count_requests(struct requests *sum)
+{
+	unsigned long long requests, descs;
+	char line[256];
+	glob_t found;
+	size_t i;
+	FILE *f;
+
+	*sum = (struct requests){};
+	if (glob(QUEUES, 0, NULL, &found))
+		return;
+	for (i = 0; i < found.gl_pathc; i++) {
+		f = fopen(found.gl_pathv[i], "r");
+		while (f && fgets(line, sizeof(line), f)) {
+			if (sscanf(line, "%*u %*s %llu %llu", &requests,
+				   &descs) != 2)
+				continue;
+			sum->requests += requests;
+			sum->descs += descs;
+		}
+		if (f)
+			fclose(f);
+	}
+	globfree(&found);
+}
+
 static int measure(int fd, unsigned int granule, unsigned int threads,
 		   unsigned int seconds)
 {
@@ -60,17 +102,22 @@ static int measure(int fd, unsigned int granule, unsigned int threads,
 		.granule = granule,
 		.map_mode = DMA_MAP_BENCH_SINGLE_MODE,
 	};
+	struct requests before, after;
 
+	count_requests(&before);
 	if (ioctl(fd, DMA_MAP_BENCHMARK, &map))
 		return -errno;
 	if (!map.loops) {
 		fprintf(stderr, "dma_bench: this kernel does not report nanoseconds\n");
 		return -EOPNOTSUPP;
 	}
-	printf("%7u %7u %10llu %10llu %10llu\n", granule, threads,
-	       (unsigned long long)map.avg_map_ns,
+	count_requests(&after);
+	printf("%7u %7u %10llu %10llu %10llu %10llu %10llu %10llu\n", granule,
+	       threads, (unsigned long long)map.avg_map_ns,
 	       (unsigned long long)map.avg_unmap_ns,
-	       (unsigned long long)map.loops);
+	       (unsigned long long)map.loops,
+	       seconds * NSEC_PER_SEC / map.loops,
+	       after.requests - before.requests, after.descs - before.descs);
 	fflush(stdout);
 	return 0;
 }
@@ -107,7 +154,7 @@ int main(int argc, char **argv)
 	fd = open(FILE_NAME, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return fail(FILE_NAME, -errno);
-	printf("granule threads     map/ns   unmap/ns      pairs\n");
+	printf("granule threads     map/ns   unmap/ns      pairs    pair/ns   requests      descs\n");
 	for (g = granules; g && !ret; g = strchr(g, ',') ? strchr(g, ',') + 1 : NULL)
 		for (t = threads; t && !ret; t = strchr(t, ',') ? strchr(t, ',') + 1 : NULL)
 			ret = measure(fd, atoi(g), atoi(t), seconds);
