@@ -114,36 +114,29 @@ checkpatch_qemu() {
 	silent env -C "$tree" perl scripts/checkpatch.pl --quiet --no-signoff "$@"
 }
 
-check_checkpatch_linux() {
-	local file
+# checkpatch_all linux|qemu PATTERN: our files that match, and the patches
+checkpatch_all() {
+	local what=$1 pattern=$2 file
 	local -a files patches
 
-	sync_tree linux >&2
-	mapfile -t files < <(linux_files | grep -E '^(drivers|include|tools/testing/selftests)/.*\.[ch]$')
-	mapfile -t patches < <(find "$repo/linux-patches" -name '*.patch' | LC_ALL=C sort)
+	sync_tree "$what" >&2
+	mapfile -t files < <("${what}_files" | grep -E "$pattern")
+	mapfile -t patches < <(find "$repo/$what-patches" -name '*.patch' | LC_ALL=C sort)
 	tap_plan $((${#files[@]} + ${#patches[@]}))
 	for file in "${files[@]}"; do
-		tap_run "$file" checkpatch_linux -f "$file"
+		tap_run "$file" "checkpatch_$what" -f "$file"
 	done
 	for file in "${patches[@]}"; do
-		tap_run "$(basename "$file")" checkpatch_linux "$file"
+		tap_run "$(basename "$file")" "checkpatch_$what" "$file"
 	done
 }
 
-check_checkpatch_qemu() {
-	local file
-	local -a files patches
+check_checkpatch_linux() {
+	checkpatch_all linux '^(drivers|include|tools/testing/selftests)/.*\.[ch]$'
+}
 
-	sync_tree qemu >&2
-	mapfile -t files < <(qemu_files | grep -E '\.[ch]$')
-	mapfile -t patches < <(find "$repo/qemu-patches" -name '*.patch' | LC_ALL=C sort)
-	tap_plan $((${#files[@]} + ${#patches[@]}))
-	for file in "${files[@]}"; do
-		tap_run "$file" checkpatch_qemu -f "$file"
-	done
-	for file in "${patches[@]}"; do
-		tap_run "$(basename "$file")" checkpatch_qemu "$file"
-	done
+check_checkpatch_qemu() {
+	checkpatch_all qemu '\.[ch]$'
 }
 
 # --- compilers ---
