@@ -9,12 +9,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <linux/pci_regs.h>
 
+#include "clock.h"
 #include "edu.h"
 #include "util.h"
 
@@ -36,21 +36,6 @@
 #define DMA_TIME_MS		100
 #define DMA_TIMEOUT_MS		30000
 #define BIND_TIMEOUT_MS		2000
-
-static long long now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
-}
-
-static void sleep_ms(unsigned int ms)
-{
-	struct timespec ts = { ms / 1000, (ms % 1000) * 1000000L };
-
-	nanosleep(&ts, NULL);
-}
 
 static unsigned long sysfs_hex(const char *dev, const char *attr)
 {

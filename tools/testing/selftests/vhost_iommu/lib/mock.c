@@ -9,27 +9,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <sys/ioctl.h>
 
+#include "ioctl.h"
 #include "mock.h"
-
-static int do_ioctl(int fd, unsigned long cmd, void *arg)
-{
-	int rc = ioctl(fd, cmd, arg);
-
-	return rc < 0 ? -errno : rc;
-}
 
 static int test_op(int fd, struct iommu_test_cmd *cmd)
 {
 	cmd->size = sizeof(*cmd);
-	return do_ioctl(fd, IOMMU_TEST_CMD, cmd);
+	return xioctl(fd, IOMMU_TEST_CMD, cmd);
 }
 
 int mock_ioas_alloc(struct mock_host *host)
 {
 	struct iommu_ioas_alloc cmd = { .size = sizeof(cmd) };
-	int rc = do_ioctl(host->fd, IOMMU_IOAS_ALLOC, &cmd);
+	int rc = xioctl(host->fd, IOMMU_IOAS_ALLOC, &cmd);
 
 	return rc ? rc : (int)cmd.out_ioas_id;
 }
@@ -71,7 +64,7 @@ static int hwpt_alloc(int fd, __u32 dev_id, __u32 pt_id, __u32 flags,
 		.data_len = data_len,
 		.data_uptr = (uintptr_t)data,
 	};
-	int rc = do_ioctl(fd, IOMMU_HWPT_ALLOC, &cmd);
+	int rc = xioctl(fd, IOMMU_HWPT_ALLOC, &cmd);
 
 	return rc ? rc : (int)cmd.out_hwpt_id;
 }
@@ -102,7 +95,7 @@ static int viommu_alloc(struct mock_host *host, __u32 idev_id, void *data,
 		.data_len = data_len,
 		.data_uptr = (uintptr_t)data,
 	};
-	int rc = do_ioctl(host->fd, IOMMU_VIOMMU_ALLOC, &cmd);
+	int rc = xioctl(host->fd, IOMMU_VIOMMU_ALLOC, &cmd);
 
 	return rc ? rc : (int)cmd.out_viommu_id;
 }
@@ -130,7 +123,7 @@ int mock_vdev_alloc(struct mock_host *host, __u32 viommu_id, __u32 idev_id,
 		.dev_id = idev_id,
 		.virt_id = virt_id,
 	};
-	int rc = do_ioctl(host->fd, IOMMU_VDEVICE_ALLOC, &cmd);
+	int rc = xioctl(host->fd, IOMMU_VDEVICE_ALLOC, &cmd);
 
 	return rc ? rc : (int)cmd.out_vdevice_id;
 }
@@ -139,7 +132,7 @@ int mock_destroy(int fd, __u32 id)
 {
 	struct iommu_destroy cmd = { .size = sizeof(cmd), .id = id };
 
-	return do_ioctl(fd, IOMMU_DESTROY, &cmd);
+	return xioctl(fd, IOMMU_DESTROY, &cmd);
 }
 
 int mock_host_init(struct mock_host *host)
@@ -184,7 +177,7 @@ int mock_invalidate(int fd, __u32 id, __u32 type, const void *data,
 		.entry_len = entry_len,
 		.entry_num = *num,
 	};
-	int rc = do_ioctl(fd, IOMMU_HWPT_INVALIDATE, &cmd);
+	int rc = xioctl(fd, IOMMU_HWPT_INVALIDATE, &cmd);
 
 	*num = cmd.entry_num;
 	return rc;

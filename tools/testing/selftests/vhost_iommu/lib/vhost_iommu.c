@@ -9,16 +9,9 @@
 #include <stdint.h>
 #include <string.h>
 #include <unistd.h>
-#include <sys/ioctl.h>
 
+#include "ioctl.h"
 #include "vhost_iommu.h"
-
-static int do_ioctl(struct vhost_iommu *dev, unsigned long cmd, void *arg)
-{
-	int rc = ioctl(dev->fd, cmd, arg);
-
-	return rc < 0 ? -errno : rc;
-}
 
 int vhost_iommu_set_mem(struct vhost_iommu *dev)
 {
@@ -35,7 +28,7 @@ int vhost_iommu_set_mem(struct vhost_iommu *dev)
 		.memory_size = dev->mem->size,
 		.userspace_addr = (uintptr_t)dev->mem->va,
 	};
-	return do_ioctl(dev, VHOST_SET_MEM_TABLE, &table);
+	return xioctl(dev->fd, VHOST_SET_MEM_TABLE, &table);
 }
 
 int vhost_iommu_init(struct vhost_iommu *dev, struct guest_mem *mem,
@@ -47,9 +40,9 @@ int vhost_iommu_init(struct vhost_iommu *dev, struct guest_mem *mem,
 	dev->fd = open(VHOST_IOMMU_DEV, O_RDWR | O_CLOEXEC);
 	if (dev->fd < 0)
 		return -errno;
-	rc = do_ioctl(dev, VHOST_SET_OWNER, NULL);
+	rc = xioctl(dev->fd, VHOST_SET_OWNER, NULL);
 	if (!rc)
-		rc = do_ioctl(dev, VHOST_SET_FEATURES, &features);
+		rc = xioctl(dev->fd, VHOST_SET_FEATURES, &features);
 	if (!rc)
 		rc = vhost_iommu_set_mem(dev);
 	if (rc)
@@ -79,24 +72,24 @@ int vhost_iommu_set_vq(struct vhost_iommu *dev, unsigned int index,
 	};
 	int rc;
 
-	rc = do_ioctl(dev, VHOST_SET_VRING_NUM, &num);
+	rc = xioctl(dev->fd, VHOST_SET_VRING_NUM, &num);
 	if (!rc)
 		rc = vhost_iommu_set_base(dev, index, vq->avail->idx);
 	if (!rc)
-		rc = do_ioctl(dev, VHOST_SET_VRING_ADDR, &addr);
+		rc = xioctl(dev->fd, VHOST_SET_VRING_ADDR, &addr);
 	if (!rc)
-		rc = do_ioctl(dev, VHOST_SET_VRING_CALL, &call);
+		rc = xioctl(dev->fd, VHOST_SET_VRING_CALL, &call);
 	if (!rc)
-		rc = do_ioctl(dev, VHOST_SET_VRING_ERR, &err);
+		rc = xioctl(dev->fd, VHOST_SET_VRING_ERR, &err);
 	if (!rc)
-		rc = do_ioctl(dev, VHOST_SET_VRING_KICK, &kick);
+		rc = xioctl(dev->fd, VHOST_SET_VRING_KICK, &kick);
 	return rc;
 }
 
 int vhost_iommu_get_base(struct vhost_iommu *dev, unsigned int index)
 {
 	struct vhost_vring_state state = { .index = index };
-	int rc = do_ioctl(dev, VHOST_GET_VRING_BASE, &state);
+	int rc = xioctl(dev->fd, VHOST_GET_VRING_BASE, &state);
 
 	return rc ? rc : (int)state.num;
 }
@@ -106,13 +99,13 @@ int vhost_iommu_set_base(struct vhost_iommu *dev, unsigned int index,
 {
 	struct vhost_vring_state state = { .index = index, .num = base };
 
-	return do_ioctl(dev, VHOST_SET_VRING_BASE, &state);
+	return xioctl(dev->fd, VHOST_SET_VRING_BASE, &state);
 }
 
 int vhost_iommu_new_worker(struct vhost_iommu *dev)
 {
 	struct vhost_worker_state state = {};
-	int rc = do_ioctl(dev, VHOST_NEW_WORKER, &state);
+	int rc = xioctl(dev->fd, VHOST_NEW_WORKER, &state);
 
 	return rc ? rc : (int)state.worker_id;
 }
@@ -125,14 +118,14 @@ int vhost_iommu_attach_worker(struct vhost_iommu *dev, unsigned int index,
 		.worker_id = worker,
 	};
 
-	return do_ioctl(dev, VHOST_ATTACH_VRING_WORKER, &arg);
+	return xioctl(dev->fd, VHOST_ATTACH_VRING_WORKER, &arg);
 }
 
 int vhost_iommu_set_iommufd(struct vhost_iommu *dev, int iommufd)
 {
 	__s32 fd = iommufd;
 
-	return do_ioctl(dev, VHOST_IOMMU_SET_IOMMUFD, &fd);
+	return xioctl(dev->fd, VHOST_IOMMU_SET_IOMMUFD, &fd);
 }
 
 int vhost_iommu_set_config(struct vhost_iommu *dev, unsigned int max_inv_descs)
@@ -142,14 +135,14 @@ int vhost_iommu_set_config(struct vhost_iommu *dev, unsigned int max_inv_descs)
 		.max_inv_descs = max_inv_descs,
 	};
 
-	return do_ioctl(dev, VHOST_IOMMU_SET_CONFIG, &config);
+	return xioctl(dev->fd, VHOST_IOMMU_SET_CONFIG, &config);
 }
 
 int vhost_iommu_set_running(struct vhost_iommu *dev, int running)
 {
 	__s32 arg = running;
 
-	return do_ioctl(dev, VHOST_IOMMU_SET_RUNNING, &arg);
+	return xioctl(dev->fd, VHOST_IOMMU_SET_RUNNING, &arg);
 }
 
 int vhost_iommu_bind(struct vhost_iommu *dev, __u32 domain, __u32 object_id,
@@ -163,7 +156,7 @@ int vhost_iommu_bind(struct vhost_iommu *dev, __u32 domain, __u32 object_id,
 		.granule = granule,
 	};
 
-	return do_ioctl(dev, VHOST_IOMMU_BIND_TARGET, &target);
+	return xioctl(dev->fd, VHOST_IOMMU_BIND_TARGET, &target);
 }
 
 int vhost_iommu_unbind(struct vhost_iommu *dev, __u32 domain, __u32 object_id,
@@ -176,7 +169,7 @@ int vhost_iommu_unbind(struct vhost_iommu *dev, __u32 domain, __u32 object_id,
 		.tag = tag,
 	};
 
-	return do_ioctl(dev, VHOST_IOMMU_UNBIND_TARGET, &target);
+	return xioctl(dev->fd, VHOST_IOMMU_UNBIND_TARGET, &target);
 }
 
 static int endpoint_ioctl(struct vhost_iommu *dev, unsigned long cmd,
@@ -193,7 +186,7 @@ static int endpoint_ioctl(struct vhost_iommu *dev, unsigned long cmd,
 		.virt_id = virt_id,
 	};
 
-	return do_ioctl(dev, cmd, &endpoint);
+	return xioctl(dev->fd, cmd, &endpoint);
 }
 
 int vhost_iommu_add_endpoint(struct vhost_iommu *dev, __u32 domain,

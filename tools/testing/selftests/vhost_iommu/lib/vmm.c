@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -20,6 +19,7 @@
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
 
+#include "clock.h"
 #include "edu.h"
 #include "vmm.h"
 
@@ -43,21 +43,6 @@ static int vmm_fail(struct vmm *vmm, int err, const char *cause,
 	snprintf(vmm->why, sizeof(vmm->why), "%s (%s); %s", cause,
 		 strerror(-err), remedy);
 	return err;
-}
-
-static long long now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000LL + ts.tv_nsec / 1000000;
-}
-
-static void sleep_ms(unsigned int ms)
-{
-	struct timespec ts = { ms / 1000, (ms % 1000) * 1000000L };
-
-	nanosleep(&ts, NULL);
 }
 
 /*
