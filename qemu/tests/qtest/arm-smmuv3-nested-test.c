@@ -521,15 +521,13 @@ static void write_faults(Nested *n, int dev, uint64_t iova, Event want)
     assert_event(n, dev, iova, true, want);
 }
 
-/* What a device reads. The buffer goes out through IOVA_IO. */
+/* What a device reads */
 static uint64_t dma_read_by(Nested *n, int dev, uint64_t iova)
 {
-    edu_get(n, dev, iova);
+    uint64_t val = edu_dma_load(&n->edu[dev], iova, 4, IOVA_IO, PAGE_IO);
+
     assert_no_event(n);
-    set(n, PAGE_IO, 0);
-    edu_put(n, dev, IOVA_IO);
-    assert_no_event(n);
-    return get(n, PAGE_IO);
+    return val;
 }
 
 static uint64_t dma_read(Nested *n, uint64_t iova)
@@ -539,9 +537,7 @@ static uint64_t dma_read(Nested *n, uint64_t iova)
 
 static void dma_write(Nested *n, uint64_t iova, uint64_t val)
 {
-    set(n, PAGE_IO, val);
-    edu_get(n, 0, IOVA_IO);
-    edu_put(n, 0, iova);
+    edu_dma_store(&n->edu[0], iova, 4, val, IOVA_IO, PAGE_IO);
     assert_no_event(n);
 }
 

@@ -27,6 +27,9 @@
 #define EDU_DMA_START           1
 #define EDU_DMA_TO_MEMORY       2
 
+/* It takes 100 ms of virtual time */
+#define EDU_DMA_TIME_NS         (101 * 1000 * 1000)
+
 typedef struct EduDMA {
     QTestState *qts;
     uint64_t mmio;              /* Address of BAR 0 */
@@ -46,8 +49,8 @@ static inline void edu_dma_init(EduDMA *edu, QTestState *qts, QPCIBus *bus,
     *edu = (EduDMA){ .qts = qts, .mmio = bar.addr };
 }
 
-static inline void edu_dma_run(EduDMA *edu, uint64_t src, uint64_t dst,
-                               uint64_t len, uint64_t command)
+static inline void edu_dma_start(EduDMA *edu, uint64_t src, uint64_t dst,
+                                 uint64_t len, uint64_t command)
 {
     g_assert_cmpuint(len, <=, EDU_DMA_BUFFER_SIZE);
     qtest_writeq(edu->qts, edu->mmio + EDU_REG_DMA_SRC, src);
@@ -55,10 +58,20 @@ static inline void edu_dma_run(EduDMA *edu, uint64_t src, uint64_t dst,
     qtest_writeq(edu->qts, edu->mmio + EDU_REG_DMA_COUNT, len);
     qtest_writeq(edu->qts, edu->mmio + EDU_REG_DMA_COMMAND,
                  command | EDU_DMA_START);
-    /* It takes 100 ms of virtual time */
-    qtest_clock_step(edu->qts, 101 * 1000 * 1000);
-    g_assert_cmphex(qtest_readq(edu->qts, edu->mmio + EDU_REG_DMA_COMMAND) &
-                    EDU_DMA_START, ==, 0);
+}
+
+static inline bool edu_dma_busy(EduDMA *edu)
+{
+    return qtest_readq(edu->qts, edu->mmio + EDU_REG_DMA_COMMAND) &
+           EDU_DMA_START;
+}
+
+static inline void edu_dma_run(EduDMA *edu, uint64_t src, uint64_t dst,
+                               uint64_t len, uint64_t command)
+{
+    edu_dma_start(edu, src, dst, len, command);
+    qtest_clock_step(edu->qts, EDU_DMA_TIME_NS);
+    g_assert(!edu_dma_busy(edu));
 }
 
 /* Memory to buffer, from the buffer's begin on */
@@ -71,6 +84,32 @@ static inline void edu_dma_read(EduDMA *edu, uint64_t iova, uint64_t len)
 static inline void edu_dma_write(EduDMA *edu, uint64_t iova, uint64_t len)
 {
     edu_dma_run(edu, EDU_DMA_BUFFER, iova, len, EDU_DMA_TO_MEMORY);
+}
+
+/*
+ * What is in the buffer is known only by another DMA: @io_iova leads to
+ * @io_page, which is at hand for this. Whoever calls has to see to it that
+ * neither of the two transfers has faulted.
+ */
+
+/* Returns what the device reads at @iova, @len bytes of up to 8 */
+static inline uint64_t edu_dma_load(EduDMA *edu, uint64_t iova, uint64_t len,
+                                    uint64_t io_iova, uint64_t io_page)
+{
+    edu_dma_read(edu, iova, len);
+    qtest_writeq(edu->qts, io_page, 0);
+    edu_dma_write(edu, io_iova, len);
+    return qtest_readq(edu->qts, io_page);
+}
+
+/* Have the device write @val at @iova */
+static inline void edu_dma_store(EduDMA *edu, uint64_t iova, uint64_t len,
+                                 uint64_t val, uint64_t io_iova,
+                                 uint64_t io_page)
+{
+    qtest_writeq(edu->qts, io_page, val);
+    edu_dma_read(edu, io_iova, len);
+    edu_dma_write(edu, iova, len);
 }
 
 #endif

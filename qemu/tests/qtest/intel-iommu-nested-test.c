@@ -345,15 +345,13 @@ static void assert_no_fault(Nested *n)
     assert_fault(n, 0, 0, false);
 }
 
-/* What a device reads. The buffer goes out through IOVA_IO. */
+/* What a device reads */
 static uint64_t dma_read_by(Nested *n, int dev, uint64_t iova)
 {
-    edu_get(n, dev, iova);
+    uint64_t val = edu_dma_load(&n->edu[dev], iova, 8, IOVA_IO, PAGE_IO);
+
     assert_no_fault(n);
-    set(n, PAGE_IO, 0);
-    edu_put(n, dev, IOVA_IO);
-    assert_no_fault(n);
-    return get(n, PAGE_IO);
+    return val;
 }
 
 static uint64_t dma_read(Nested *n, uint64_t iova)
@@ -363,9 +361,7 @@ static uint64_t dma_read(Nested *n, uint64_t iova)
 
 static void dma_write(Nested *n, uint64_t iova, uint64_t val)
 {
-    set(n, PAGE_IO, val);
-    edu_get(n, 0, IOVA_IO);
-    edu_put(n, 0, iova);
+    edu_dma_store(&n->edu[0], iova, 8, val, IOVA_IO, PAGE_IO);
     assert_no_fault(n);
 }
 

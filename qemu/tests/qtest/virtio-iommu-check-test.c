@@ -10,22 +10,10 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/bitops.h"
-#include "qemu/bswap.h"
 #include "qemu/units.h"
-#include "libqtest.h"
-#include "libqos/malloc-pc.h"
-#include "libqos/pci.h"
-#include "libqos/pci-pc.h"
-#include "libqos/virtio.h"
-#include "libqos/virtio-pci.h"
-#include "qobject/qdict.h"
-#include "standard-headers/linux/virtio_iommu_stage1.h"
+#include "virtio-iommu-qtest.h"
 
-/* System memory. The rings are below. */
-#define REQ             0x1000000
-#define ANSWER          0x1010000
-#define TABLES          0x1100000       /* Allocated upwards */
+/* System memory, beside what all tests have there */
 #define PAGE_A          0x2000000ULL
 #define PAGE_B          0x2100000ULL
 #define PAGE_C          0x2200000ULL
@@ -36,48 +24,24 @@
 #define IOVA_BLOCK      0x140000000ULL
 #define DOMAIN          7
 #define OTHER           9
-#define SLOT            4
-#define EP(n)           ((uint32_t)QPCI_DEVFN(SLOT + (n), 0))
 #define NR_DEVS         2
-#define TIMEOUT_US      (10 * G_USEC_PER_SEC)
 #define MS              1000000LL        /* Of the virtual clock */
 #define LEAF            VIRTIO_IOMMU_INV_F_LEAF
 
-#define X86_RW          BIT_ULL(1)
-#define ARM_APT_RO      BIT_ULL(62)
-
-typedef struct Format {
-    const char *name;
-    uint16_t format;
-    uint8_t granule;
-    uint8_t input_bits;
-    uint8_t block;              /* log2 of the size of the smallest block */
-    uint8_t largest;
-} Format;
-
 static const Format formats[] = {
-    { "x86-64/4-level", VIRTIO_IOMMU_TABLE_X86_64, 12, 48, 21, 30 },
-    { "x86-64/5-level", VIRTIO_IOMMU_TABLE_X86_64, 12, 57, 21, 30 },
-    { "arm/4k", VIRTIO_IOMMU_TABLE_ARM64_S1, 12, 48, 21, 30 },
-    { "arm/16k", VIRTIO_IOMMU_TABLE_ARM64_S1, 14, 48, 25, 25 },
-    { "arm/64k", VIRTIO_IOMMU_TABLE_ARM64_S1, 16, 48, 29, 29 },
+    { "x86-64/4-level", VIRTIO_IOMMU_TABLE_X86_64, 12, 48, 48, { 12, 21, 30 } },
+    { "x86-64/5-level", VIRTIO_IOMMU_TABLE_X86_64, 12, 57, 48, { 12, 21, 30 } },
+    { "arm/4k", VIRTIO_IOMMU_TABLE_ARM64_S1, 12, 48, 48, { 12, 21, 30 } },
+    { "arm/16k", VIRTIO_IOMMU_TABLE_ARM64_S1, 14, 48, 48, { 14, 25 } },
+    { "arm/64k", VIRTIO_IOMMU_TABLE_ARM64_S1, 16, 48, 48, { 16, 29 } },
 };
 
 typedef struct Check {
-    QTestState *qts;
-    QPCIBus *bus;
-    QGuestAllocator alloc;
-    QVirtioPCIDevice *pci;
-    QVirtioDevice *dev;
-    QVirtQueue *reqq;
-    QVirtQueue *eventq;
-    QVirtQueue *invalq;
-    QPCIDevice *edu[NR_DEVS];
-    QPCIBar bar[NR_DEVS];
+    VIOMMU v;
     const Format *f;
     uint64_t size;              /* of the granule */
+    uint8_t block;              /* log2 of the size of the smallest block */
     uint64_t root;
-    uint64_t next_table;
     bool guest;                 /* The clock goes on by itself */
 } Check;
 
@@ -91,225 +55,70 @@ typedef struct Counts {
     uint64_t entries;           /* that are stale now */
 } Counts;
 
-static uint64_t property(Check *s, const char *name)
-{
-    QDict *rsp = qtest_qmp(s->qts, "{ 'execute': 'qom-get', 'arguments': {"
-                           " 'path': '/machine/peripheral/iommu/virtio-backend',"
-                           " 'property': %s } }", name);
-    uint64_t val;
-
-    g_assert(qdict_haskey(rsp, "return"));
-    val = qdict_get_int(rsp, "return");
-    qobject_unref(rsp);
-    return val;
-}
+#define expect_property(s, name, val) \
+    g_assert_cmpuint(viommu_property(&s->v, name), ==, val)
 
 #define expect(s, ...) do {                                                 \
         const Counts want_ = { __VA_ARGS__ };                               \
                                                                             \
-        g_assert_cmpuint(property(s, "stale-entries"), ==, want_.entries);  \
-        g_assert_cmpuint(property(s, "stale-translations"), ==,             \
-                         want_.translations);                               \
-        g_assert_cmpuint(property(s, "stale-remaps"), ==, want_.remaps);    \
-        g_assert_cmpuint(property(s, "stale-table-writes"), ==,             \
-                         want_.table_writes);                               \
-        g_assert_cmpuint(property(s, "false-promises"), ==,                 \
-                         want_.promises);                                   \
-        g_assert_cmpuint(property(s, "stale-writes"), ==, want_.writes);    \
+        expect_property(s, "stale-entries", want_.entries);                 \
+        expect_property(s, "stale-translations", want_.translations);       \
+        expect_property(s, "stale-remaps", want_.remaps);                   \
+        expect_property(s, "stale-table-writes", want_.table_writes);       \
+        expect_property(s, "false-promises", want_.promises);               \
+        expect_property(s, "stale-writes", want_.writes);                   \
     } while (0)
 
 /* Look at all that is cached */
 static void look(Check *s)
 {
-    property(s, "stale-entries");
+    viommu_property(&s->v, "stale-entries");
 }
-
-/* Memory, always in little endian */
 
 static uint64_t get(Check *s, uint64_t addr)
 {
-    uint64_t val;
-
-    qtest_memread(s->qts, addr, &val, sizeof(val));
-    return le64_to_cpu(val);
+    return qtest_readq(s->v.qts, addr);
 }
 
 static void set(Check *s, uint64_t addr, uint64_t val)
 {
-    val = cpu_to_le64(val);
-    qtest_memwrite(s->qts, addr, &val, sizeof(val));
+    qtest_writeq(s->v.qts, addr, val);
 }
 
 /* Requests */
 
-static void submit(Check *s, QVirtQueue *vq, const void *out, size_t out_len,
-                   size_t in_len)
-{
-    uint32_t head;
-
-    vq->free_head = 0;
-    vq->num_free = vq->size;
-    qtest_memset(s->qts, ANSWER, 0xee, in_len);
-    qtest_memwrite(s->qts, REQ, out, out_len);
-    head = qvirtqueue_add(s->qts, vq, REQ, out_len, false, true);
-    qvirtqueue_add(s->qts, vq, ANSWER, in_len, true, false);
-    qvirtqueue_kick(s->qts, s->dev, vq, head);
-}
-
-static bool done(Check *s, QVirtQueue *vq)
-{
-    uint32_t d;
-
-    return qvirtqueue_get_buf(s->qts, vq, &d, NULL);
-}
-
-static void request(Check *s, QVirtQueue *vq, const void *out, size_t out_len,
-                    size_t in_len)
-{
-    gint64 start = g_get_monotonic_time();
-
-    submit(s, vq, out, out_len, in_len);
-    while (!done(s, vq)) {
-        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
-    }
-}
-
-static void request_ok(Check *s, const void *out, size_t out_len)
-{
-    struct virtio_iommu_req_tail tail;
-
-    request(s, s->reqq, out, out_len, sizeof(tail));
-    qtest_memread(s->qts, ANSWER, &tail, sizeof(tail));
-    g_assert_cmpuint(tail.status, ==, VIRTIO_IOMMU_S_OK);
-}
-
 static void attach(Check *s, uint32_t domain, uint32_t ep)
 {
-    struct virtio_iommu_req_attach_table req = {
-        .head.type = VIRTIO_IOMMU_T_ATTACH_TABLE,
-        .domain = cpu_to_le32(domain),
-        .endpoint = cpu_to_le32(ep),
-        .format = cpu_to_le16(s->f->format),
-        .granule_shift = s->f->granule,
-        .input_bits = s->f->input_bits,
-        .output_bits = 48,
-        .root = cpu_to_le64(s->root),
-    };
-
-    request_ok(s, &req, offsetof(typeof(req), tail));
+    assert_ok(viommu_attach_table(&s->v, s->f, s->root, domain, ep));
 }
 
 static void detach(Check *s, uint32_t domain, uint32_t ep)
 {
-    struct virtio_iommu_req_detach_table req = {
-        .head.type = VIRTIO_IOMMU_T_DETACH_TABLE,
-        .domain = cpu_to_le32(domain),
-        .endpoint = cpu_to_le32(ep),
-    };
-
-    request_ok(s, &req, offsetof(typeof(req), tail));
-}
-
-static void inval(Check *s, struct virtio_iommu_inv_desc desc)
-{
-    struct {
-        struct virtio_iommu_req_invalidate head;
-        struct virtio_iommu_inv_desc desc;
-    } QEMU_PACKED req = {
-        .head.type = VIRTIO_IOMMU_T_INVALIDATE,
-        .head.nr = cpu_to_le16(1),
-        .desc = desc,
-    };
-    struct virtio_iommu_inv_tail tail;
-
-    request(s, s->invalq, &req, sizeof(req), sizeof(tail));
-    qtest_memread(s->qts, ANSWER, &tail, sizeof(tail));
-    g_assert_cmpuint(tail.status, ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_detach_table(&s->v, domain, ep));
 }
 
 static void inval_domain(Check *s, uint32_t domain)
 {
-    inval(s, (struct virtio_iommu_inv_desc){
-        .domain = cpu_to_le32(domain),
-        .scope = VIRTIO_IOMMU_INV_S_DOMAIN,
-    });
+    viommu_invalidate_one(&s->v, INVALQ(0), inv_domain(domain));
 }
 
 static void inval_range(Check *s, uint64_t start, uint64_t len,
                         uint8_t leaf_shift, uint16_t flags)
 {
-    inval(s, (struct virtio_iommu_inv_desc){
-        .domain = cpu_to_le32(DOMAIN),
-        .scope = VIRTIO_IOMMU_INV_S_RANGE,
-        .leaf_shift = leaf_shift,
-        .flags = cpu_to_le16(flags),
-        .start = cpu_to_le64(start),
-        .last = cpu_to_le64(start + len - 1),
-    });
+    viommu_invalidate_one(&s->v, INVALQ(0),
+                          inv_range(DOMAIN, start, len, leaf_shift, flags));
 }
 
 /* Tables */
 
-static bool is_x86(const Format *f)
-{
-    return f->format == VIRTIO_IOMMU_TABLE_X86_64;
-}
-
 static uint64_t new_table(Check *s)
 {
-    uint64_t page = QEMU_ALIGN_UP(s->next_table, s->size);
-
-    s->next_table = page + s->size;
-    g_assert_cmphex(s->next_table, <, PAGE_A);
-    qtest_memset(s->qts, page, 0, s->size);
-    return page;
+    return viommu_new_table(&s->v, s->f);
 }
 
-static uint64_t table_entry(const Format *f, uint64_t page)
-{
-    return page | (is_x86(f) ? 0x7 : 0x3);
-}
-
-static uint64_t leaf_entry(const Format *f, uint8_t shift, uint64_t pa, bool ro)
-{
-    if (is_x86(f)) {
-        return pa | (ro ? 0x5 : 0x7) | (shift > 12 ? 0x80 : 0);
-    }
-    return pa | 0xc41 | (ro ? 0x80 : 0) | (shift == f->granule ? 2 : 0);
-}
-
-static uint8_t level_bits(const Format *f)
-{
-    return f->granule - 3;
-}
-
-static uint8_t top_shift(const Format *f)
-{
-    uint8_t shift = f->granule;
-
-    while (shift + level_bits(f) < f->input_bits) {
-        shift += level_bits(f);
-    }
-    return shift;
-}
-
-/* Where the entry for @iova is that covers 1 << @shift. Makes tables. */
 static uint64_t entry_at(Check *s, uint64_t iova, uint8_t shift)
 {
-    uint8_t bits = level_bits(s->f), cur = top_shift(s->f);
-    uint64_t page = s->root, entry;
-
-    for (;; cur -= bits) {
-        entry = page + 8 * ((iova >> cur) & (BIT_ULL(bits) - 1));
-        if (cur == shift) {
-            return entry;
-        }
-        if (!get(s, entry)) {
-            set(s, entry, table_entry(s->f, new_table(s)));
-        }
-        page = get(s, entry) & MAKE_64BIT_MASK(s->f->granule,
-                                               48 - s->f->granule);
-    }
+    return viommu_entry_at(&s->v, s->f, s->root, iova, shift);
 }
 
 static void map_leaf(Check *s, uint64_t iova, uint8_t shift, uint64_t pa)
@@ -337,96 +146,56 @@ static void unmap(Check *s, uint64_t iova)
 static void dma(Check *s, int dev, uint64_t src, uint64_t dst, uint64_t cmd)
 {
     gint64 start = g_get_monotonic_time();
+    EduDMA *edu = &s->v.edu[dev];
 
-    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x80, src);
-    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x88, dst);
-    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x90, 8);
-    qpci_io_writeq(s->edu[dev], s->bar[dev], 0x98, cmd);
     if (!s->guest) {
-        qtest_clock_step(s->qts, 101 * MS);
-        g_assert(!(qpci_io_readq(s->edu[dev], s->bar[dev], 0x98) & 1));
+        edu_dma_run(edu, src, dst, 8, cmd);
+        return;
     }
-    while (qpci_io_readq(s->edu[dev], s->bar[dev], 0x98) & 1) {
-        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
+    edu_dma_start(edu, src, dst, 8, cmd);
+    while (edu_dma_busy(edu)) {
+        g_assert(g_get_monotonic_time() - start < VIOMMU_TIMEOUT_US);
     }
+}
+
+static void dma_read_by(Check *s, int dev, uint64_t iova)
+{
+    dma(s, dev, iova, EDU_DMA_BUFFER, 0);
 }
 
 static void dma_read(Check *s, uint64_t iova)
 {
-    dma(s, 0, iova, 0x40000, 1);
+    dma_read_by(s, 0, iova);
 }
 
 static void dma_write(Check *s, uint64_t iova)
 {
-    dma(s, 0, 0x40000, iova, 3);
+    dma(s, 0, EDU_DMA_BUFFER, iova, EDU_DMA_TO_MEMORY);
 }
 
 /* Start and stop */
 
 static void driver_start(Check *s)
 {
-    uint64_t features;
-
-    qvirtio_start_device(s->dev);
-    features = qvirtio_get_features(s->dev);
-    qvirtio_set_features(s->dev, features &
-                         ~(QVIRTIO_F_BAD_FEATURE |
-                           BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) |
-                           BIT_ULL(VIRTIO_RING_F_EVENT_IDX)));
-    s->reqq = qvirtqueue_setup(s->dev, &s->alloc, 0);
-    s->eventq = qvirtqueue_setup(s->dev, &s->alloc, 1);
-    s->invalq = qvirtqueue_setup(s->dev, &s->alloc,
-                                 VIRTIO_IOMMU_VQ_INVAL_FIRST);
-    qvirtio_set_driver_ok(s->dev);
-}
-
-static void driver_free(Check *s)
-{
-    qvirtqueue_cleanup(s->dev->bus, s->reqq, &s->alloc);
-    qvirtqueue_cleanup(s->dev->bus, s->eventq, &s->alloc);
-    qvirtqueue_cleanup(s->dev->bus, s->invalq, &s->alloc);
-}
-
-static void enable_devs(Check *s)
-{
-    int i;
-
-    qvirtio_pci_device_enable(s->pci);
-    for (i = 0; i < NR_DEVS; i++) {
-        qpci_device_enable(s->edu[i]);
-        s->bar[i] = qpci_iomap(s->edu[i], 0, NULL);
-    }
+    viommu_driver_start(&s->v, VIOMMU_PLAIN_RINGS, 1, 0);
 }
 
 /* With device 0 in DOMAIN, and IOVA mapped to PAGE_A and cached */
 static Check *start_machine(const Format *f, const char *opts,
                             const char *machine_opts)
 {
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(3, 0) };
     Check *s = g_new0(Check, 1);
-    int i;
 
     s->guest = machine_opts[0];
-    s->qts = qtest_initf("-M q35 -m 2G -nodefaults %s "
-                         "-device virtio-iommu-pci,id=iommu,addr=3,"
-                         "boot-bypass=off,stage1=on%s "
-                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff "
-                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff",
-                         machine_opts, opts, SLOT, SLOT + 1);
-    s->bus = qpci_new_pc(s->qts, NULL);
-    pc_alloc_init(&s->alloc, s->qts, ALLOC_NO_FLAGS);
-    s->pci = virtio_pci_new(s->bus, &addr);
-    g_assert(s->pci);
-    s->dev = &s->pci->vdev;
-    for (i = 0; i < NR_DEVS; i++) {
-        s->edu[i] = qpci_device_find(s->bus, EP(i));
-        g_assert(s->edu[i]);
-    }
-    enable_devs(s);
+    viommu_init(&s->v, qtest_initf("-M q35 -m 2G -nodefaults %s "
+                                   "-device virtio-iommu-pci,id=iommu,addr=3,"
+                                   "boot-bypass=off,stage1=on%s "
+                                   EDU_DEVICE ",addr=4 " EDU_DEVICE ",addr=5",
+                                   machine_opts, opts), NR_DEVS);
     driver_start(s);
     s->f = f;
     s->size = BIT_ULL(f->granule);
-    s->next_table = TABLES;
+    s->block = f->leaves[1];
     s->root = new_table(s);
     map(s, IOVA, PAGE_A);
     attach(s, DOMAIN, EP(0));
@@ -446,17 +215,8 @@ static Check *start(const Format *f)
 
 static void stop(Check *s)
 {
-    int i;
-
-    driver_free(s);
-    for (i = 0; i < NR_DEVS; i++) {
-        g_free(s->edu[i]);
-    }
-    g_free(s->pci->pdev);
-    g_free(s->pci);
-    alloc_destroy(&s->alloc);
-    qpci_free_pc(s->bus);
-    qtest_quit(s->qts);
+    viommu_free(&s->v);
+    qtest_quit(s->v.qts);
     g_free(s);
 }
 
@@ -466,7 +226,7 @@ static void test_obey(const void *opaque)
 {
     const Format *f = opaque;
     Check *s = start(f);
-    uint64_t block = BIT_ULL(f->block), iova = IOVA_BLOCK, table, upper;
+    uint64_t block = BIT_ULL(s->block), iova = IOVA_BLOCK, table, upper;
     uint64_t pa = QEMU_ALIGN_UP(BLOCK, block);
     int i;
 
@@ -489,8 +249,8 @@ static void test_obey(const void *opaque)
     }
 
     /* More in one go; the table goes as well */
-    table = get(s, entry_at(s, IOVA, f->granule + level_bits(f))) &
-            ~(s->size - 1) & MAKE_64BIT_MASK(0, 48);
+    table = entry_page(f, get(s, entry_at(s, IOVA,
+                                          f->granule + level_bits(f))));
     for (i = 1; i < 8; i++) {
         map(s, IOVA + i * s->size, PAGE_B + i * s->size);
         dma_read(s, IOVA + i * s->size);
@@ -505,7 +265,7 @@ static void test_obey(const void *opaque)
     upper = BIT_ULL(f->granule + level_bits(f));
     inval_range(s, IOVA & ~(upper - 1), upper, f->granule, 0);
     expect(s);
-    qtest_memset(s->qts, table, 0xff, s->size);
+    qtest_memset(s->v.qts, table, 0xff, s->size);
     for (i = 1; i < 8; i++) {
         set(s, PAGE_B + i * s->size, i);
     }
@@ -513,24 +273,24 @@ static void test_obey(const void *opaque)
     expect(s);
 
     /* A block */
-    map_leaf(s, iova, f->block, pa);
+    map_leaf(s, iova, s->block, pa);
     dma_read(s, iova);
     dma_write(s, iova + block - 8);
     expect(s);
-    unmap_leaf(s, iova, f->block);
+    unmap_leaf(s, iova, s->block);
     expect(s, .entries = 1);
-    inval_range(s, iova, block, f->block, LEAF);
+    inval_range(s, iova, block, s->block, LEAF);
     expect(s);
     set(s, pa, 1);
     set(s, pa + block - 8, 1);
     expect(s);
 
     /* Split by break-before-make, and joined */
-    map_leaf(s, iova, f->block, pa);
+    map_leaf(s, iova, s->block, pa);
     dma_read(s, iova);
-    unmap_leaf(s, iova, f->block);
+    unmap_leaf(s, iova, s->block);
     expect(s, .entries = 1);
-    inval_range(s, iova, block, f->block, 0);
+    inval_range(s, iova, block, s->block, 0);
     for (i = 0; i < block / s->size; i++) {
         map(s, iova + i * s->size, pa + i * s->size);
     }
@@ -538,26 +298,25 @@ static void test_obey(const void *opaque)
     dma_read(s, iova);
     dma_read(s, iova + s->size);
     expect(s);
-    table = get(s, entry_at(s, iova, f->block)) & ~(s->size - 1) &
-            MAKE_64BIT_MASK(0, 48);
-    unmap_leaf(s, iova, f->block);
+    table = entry_page(f, get(s, entry_at(s, iova, s->block)));
+    unmap_leaf(s, iova, s->block);
     expect(s, .entries = 3);
     inval_range(s, iova, block, 0, 0);
-    qtest_memset(s->qts, table, 0xff, s->size);
-    map_leaf(s, iova, f->block, pa);
+    qtest_memset(s->v.qts, table, 0xff, s->size);
+    map_leaf(s, iova, s->block, pa);
     dma_read(s, iova);
     set(s, pa + s->size, 2);
     expect(s);
 
     /* Permission down and up; the page is in use all the time */
-    set(s, entry_at(s, iova, f->block), leaf_entry(f, f->block, pa, true));
+    set(s, entry_at(s, iova, s->block), leaf_entry(f, s->block, pa, true));
     expect(s, .entries = 1);
     set(s, pa, 3);
     expect(s, .entries = 1);
-    inval_range(s, iova, block, f->block, LEAF);
+    inval_range(s, iova, block, s->block, LEAF);
     dma_read(s, iova);
     expect(s);
-    map_leaf(s, iova, f->block, pa);
+    map_leaf(s, iova, s->block, pa);
     expect(s, .entries = 1);
     set(s, pa, 4);
     expect(s, .entries = 1);
@@ -656,8 +415,7 @@ static void test_random(const void *opaque)
                 break;
             }
             entry = entry_at(s, base, above);
-            table_page[t] = get(s, entry) &
-                            MAKE_64BIT_MASK(f->granule, 48 - f->granule);
+            table_page[t] = entry_page(f, get(s, entry));
             if (!table_page[t]) {
                 break;
             }
@@ -672,7 +430,7 @@ static void test_random(const void *opaque)
         case 6:
             if (table_gone[t]) {
                 inval_range(s, base, BIT_ULL(above), f->granule, 0);
-                qtest_memset(s->qts, table_page[t], 0xff, s->size);
+                qtest_memset(s->v.qts, table_page[t], 0xff, s->size);
                 table_gone[t] = false;
                 for (i = 0; i < NR_SLOTS; i++) {
                     if (slots[t][i].state == SLOT_UNMAPPED) {
@@ -692,7 +450,7 @@ static void test_random(const void *opaque)
             if (g_test_rand_bit()) {
                 look(s);
             } else {
-                qtest_clock_step(s->qts, 11 * MS);
+                qtest_clock_step(s->v.qts, 11 * MS);
             }
             break;
         }
@@ -710,11 +468,11 @@ static void test_split(const void *opaque)
 {
     const Format *f = opaque;
     Check *s = start(f);
-    uint64_t block = BIT_ULL(f->block), iova = IOVA_BLOCK;
+    uint64_t block = BIT_ULL(s->block), iova = IOVA_BLOCK;
     uint64_t pa = QEMU_ALIGN_UP(BLOCK, block), table = new_table(s);
     int i, out = 5;
 
-    map_leaf(s, iova, f->block, pa);
+    map_leaf(s, iova, s->block, pa);
     dma_read(s, iova);
     expect(s);
     for (i = 0; i < block / s->size; i++) {
@@ -723,7 +481,7 @@ static void test_split(const void *opaque)
                                              false));
         }
     }
-    set(s, entry_at(s, iova, f->block), table_entry(f, table));
+    set(s, entry_at(s, iova, s->block), table_entry(f, table));
     expect(s, .entries = 1);
     set(s, pa, 1);
     set(s, pa + (out - 1) * s->size, 1);
@@ -736,10 +494,10 @@ static void test_split(const void *opaque)
     expect(s, .writes = 1);
 
     /* It is there again, and leads elsewhere */
-    map_leaf(s, iova, f->block, pa);
+    map_leaf(s, iova, s->block, pa);
     inval_range(s, iova, block, 0, 0);
     dma_read(s, iova);
-    set(s, entry_at(s, iova, f->block), table_entry(f, table));
+    set(s, entry_at(s, iova, s->block), table_entry(f, table));
     map(s, iova + out * s->size, PAGE_B);
     expect(s, .writes = 1, .entries = 1, .remaps = 1);
     stop(s);
@@ -749,7 +507,6 @@ static void test_split(const void *opaque)
 static void test_forgotten(const void *opaque)
 {
     const Format *f = opaque;
-    const uint8_t shifts[] = { f->granule, f->block, f->largest };
     Check *s = start(f);
     uint64_t writes = 0, entries = 1;
     int i, j;
@@ -773,8 +530,8 @@ static void test_forgotten(const void *opaque)
     stop(s);
 
     /* All sizes: the first byte, the last one, one in between */
-    for (i = 0; i < ARRAY_SIZE(shifts); i++) {
-        uint64_t size = BIT_ULL(shifts[i]);
+    for (i = 0; i < ARRAY_SIZE(f->leaves) && f->leaves[i]; i++) {
+        uint64_t size = BIT_ULL(f->leaves[i]);
         uint64_t pa = i ? QEMU_ALIGN_UP(BLOCK, size) : PAGE_C;
         const uint64_t offs[] = { 0, size - 8, size / 2 + 8 };
 
@@ -784,9 +541,9 @@ static void test_forgotten(const void *opaque)
         s = start(f);
         writes = 0;
         for (j = 0; j < ARRAY_SIZE(offs); j++) {
-            map_leaf(s, IOVA_BLOCK, shifts[i], pa);
+            map_leaf(s, IOVA_BLOCK, f->leaves[i], pa);
             dma_read(s, IOVA_BLOCK);
-            unmap_leaf(s, IOVA_BLOCK, shifts[i]);
+            unmap_leaf(s, IOVA_BLOCK, f->leaves[i]);
             expect(s, .entries = entries, .writes = writes);
             set(s, pa - 8, 1);
             expect(s, .entries = entries, .writes = writes);
@@ -806,7 +563,7 @@ static void test_when(void)
     Check *s = start(&formats[0]);
 
     unmap(s, IOVA);
-    qtest_clock_step(s->qts, 11 * MS);
+    qtest_clock_step(s->v.qts, 11 * MS);
     set(s, PAGE_A, 1);
     inval_domain(s, DOMAIN);
     expect(s, .writes = 1);
@@ -814,7 +571,7 @@ static void test_when(void)
     map(s, IOVA, PAGE_A);
     dma_read(s, IOVA);
     unmap(s, IOVA);
-    qtest_clock_step(s->qts, 11 * MS);
+    qtest_clock_step(s->v.qts, 11 * MS);
     set(s, PAGE_A, 1);
     inval_range(s, IOVA, s->size, 0, LEAF);
     expect(s, .writes = 2);
@@ -863,8 +620,8 @@ static void test_concurrent(const void *opaque)
     /* Another domain with the same table */
     attach(s, OTHER, EP(1));
     map(s, IOVA, PAGE_B);
-    dma(s, 0, IOVA, 0x40000, 1);
-    dma(s, 1, IOVA, 0x40000, 1);
+    dma_read_by(s, 0, IOVA);
+    dma_read_by(s, 1, IOVA);
     unmap(s, IOVA);
     expect(s, .writes = 1, .entries = 2);
     inval_range(s, IOVA, s->size, f->granule, LEAF);
@@ -921,7 +678,7 @@ static void test_table_write(const void *opaque)
         entries++;
         entry = entry_at(s, IOVA, shift);
         was = get(s, entry);
-        table = was & MAKE_64BIT_MASK(f->granule, 48 - f->granule);
+        table = entry_page(f, was);
 
         /* In the tree as before, but only for reading */
         set(s, entry, is_x86(f) ? was & ~X86_RW : was | ARM_APT_RO);
@@ -938,8 +695,8 @@ static void test_table_write(const void *opaque)
         {
             g_autofree uint8_t *buf = g_malloc(s->size);
 
-            qtest_memread(s->qts, table, buf, s->size);
-            qtest_memwrite(s->qts, copy, buf, s->size);
+            qtest_memread(s->v.qts, table, buf, s->size);
+            qtest_memwrite(s->v.qts, copy, buf, s->size);
         }
         set(s, entry, table_entry(f, copy));
         expect(s, .table_writes = writes, .promises = promises, .entries = 1);
@@ -953,7 +710,7 @@ static void test_table_write(const void *opaque)
         expect(s, .table_writes = writes, .promises = promises, .entries = 1);
         inval_range(s, IOVA, s->size, 0, 0);
         expect(s, .table_writes = writes, .promises = promises);
-        qtest_memset(s->qts, table, 0xff, s->size);
+        qtest_memset(s->v.qts, table, 0xff, s->size);
         dma_read(s, IOVA);
         expect(s, .table_writes = writes, .promises = promises);
 
@@ -962,13 +719,13 @@ static void test_table_write(const void *opaque)
         {
             g_autofree uint8_t *buf = g_malloc(s->size);
 
-            qtest_memread(s->qts, copy, buf, s->size);
-            qtest_memwrite(s->qts, table, buf, s->size);
+            qtest_memread(s->v.qts, copy, buf, s->size);
+            qtest_memwrite(s->v.qts, table, buf, s->size);
         }
         set(s, entry, table_entry(f, table));
         look(s);
         inval_range(s, IOVA & ~(BIT_ULL(shift) - 1), BIT_ULL(shift), 0, 0);
-        qtest_memset(s->qts, copy, 0, s->size);
+        qtest_memset(s->v.qts, copy, 0, s->size);
         dma_read(s, IOVA);
         expect(s, .table_writes = writes, .promises = promises);
         set(s, entry, 0);
@@ -999,7 +756,7 @@ static void test_merge(const void *opaque)
 {
     const Format *f = opaque;
     Check *s = start(f);
-    uint64_t block = BIT_ULL(f->block), table;
+    uint64_t block = BIT_ULL(s->block), table;
     uint64_t pa = QEMU_ALIGN_UP(BLOCK, block);
 
     map(s, IOVA_BLOCK, PAGE_B);
@@ -1008,13 +765,12 @@ static void test_merge(const void *opaque)
     inval_range(s, IOVA_BLOCK, s->size, f->granule, LEAF);
     expect(s);
     /* The empty table goes. On x86-64 without break-before-make */
-    table = get(s, entry_at(s, IOVA_BLOCK, f->block)) & ~(s->size - 1) &
-            MAKE_64BIT_MASK(0, 48);
-    map_leaf(s, IOVA_BLOCK, f->block, pa);
+    table = entry_page(f, get(s, entry_at(s, IOVA_BLOCK, s->block)));
+    map_leaf(s, IOVA_BLOCK, s->block, pa);
     expect(s, .entries = 1);
     inval_range(s, IOVA_BLOCK, block, 0, 0);
     expect(s);
-    qtest_memset(s->qts, table, 0xff, s->size);
+    qtest_memset(s->v.qts, table, 0xff, s->size);
     dma_read(s, IOVA_BLOCK);
     expect(s);
     stop(s);
@@ -1068,7 +824,7 @@ static void test_remap(const void *opaque)
 {
     const Format *f = opaque;
     Check *s = start(f);
-    uint64_t block = BIT_ULL(f->block);
+    uint64_t block = BIT_ULL(s->block);
     uint64_t pa = QEMU_ALIGN_UP(BLOCK, block), table;
 
     /*
@@ -1105,11 +861,11 @@ static void test_remap(const void *opaque)
     dma_read(s, IOVA);
 
     /* Pages in the place of a block */
-    map_leaf(s, IOVA_BLOCK, f->block, pa);
+    map_leaf(s, IOVA_BLOCK, s->block, pa);
     dma_read(s, IOVA_BLOCK);
     table = new_table(s);
     set(s, table + s->size - 8, leaf_entry(f, f->granule, PAGE_B, false));
-    set(s, entry_at(s, IOVA_BLOCK, f->block), table_entry(f, table));
+    set(s, entry_at(s, IOVA_BLOCK, s->block), table_entry(f, table));
     inval_range(s, IOVA_BLOCK, block, 0, 0);
     expect(s, .remaps = 3);
     stop(s);
@@ -1136,21 +892,8 @@ static void test_off(void)
 
 static void test_options(void)
 {
-    const char *argv[] = {
-        qtest_qemu_binary(NULL), "-M", "q35", "-accel", "qtest",
-        "-display", "none", "-nodefaults",
-        "-device", "virtio-iommu-pci,stage1=on,check-delay=1",
-        /* If QEMU gets this far, it stops here */
-        "-device", "no-such-device", NULL
-    };
-    g_autofree char *err = NULL;
-    int status;
-
-    g_assert(g_spawn_sync(NULL, (char **)argv, NULL,
-                          G_SPAWN_SEARCH_PATH | G_SPAWN_STDOUT_TO_DEV_NULL,
-                          NULL, NULL, NULL, &err, &status, NULL));
-    g_assert(WIFEXITED(status) && WEXITSTATUS(status));
-    g_assert(strstr(err, "check-delay needs check=on"));
+    viommu_expect_error("virtio-iommu-pci,stage1=on,check-delay=1",
+                        "check-delay needs check=on");
 }
 
 /* What is watched goes away with the domain, however it ends */
@@ -1169,20 +912,18 @@ static void test_end(void)
             detach(s, DOMAIN, EP(0));
             break;
         case 1:
-            driver_free(s);
-            qvirtio_reset(s->dev);
+            viommu_driver_free(&s->v);
+            qvirtio_reset(s->v.dev);
             break;
         case 2:
-            driver_free(s);
-            qobject_unref(qtest_qmp(s->qts, "{ 'execute': 'system_reset' }"));
-            qtest_qmp_eventwait(s->qts, "RESET");
-            enable_devs(s);
+            viommu_driver_free(&s->v);
+            viommu_system_reset(&s->v);
             break;
         }
         /* ORD-R-2: no invalidation is needed */
         set(s, PAGE_A, 1);
-        qtest_memset(s->qts, table, 0, s->size);
-        qtest_clock_step(s->qts, 100 * MS);
+        qtest_memset(s->v.qts, table, 0, s->size);
+        qtest_clock_step(s->v.qts, 100 * MS);
         expect(s);
 
         if (i) {
@@ -1246,9 +987,9 @@ static void test_many(void)
     for (i = 0; i < nr; i++) {
         unmap_leaf(s, IOVA_BLOCK + i * GiB, 30);
     }
-    qtest_clock_step(s->qts, 10000 * MS);
+    qtest_clock_step(s->v.qts, 10000 * MS);
     set(s, BLOCK + GiB - 8, 1);
-    qtest_clock_step(s->qts, 10000 * MS);
+    qtest_clock_step(s->v.qts, 10000 * MS);
     for (i = 0; i < nr; i++) {
         inval_range(s, IOVA_BLOCK + i * GiB, GiB, 30, LEAF);
     }
@@ -1261,27 +1002,23 @@ static void test_many(void)
 /* An INVALIDATE request for all of DOMAIN that is served in DELAY ms */
 static void send_inval(Check *s)
 {
-    struct {
-        struct virtio_iommu_req_invalidate head;
-        struct virtio_iommu_inv_desc desc;
-    } QEMU_PACKED req = {
-        .head.type = VIRTIO_IOMMU_T_INVALIDATE,
-        .head.nr = cpu_to_le16(1),
-        .desc.domain = cpu_to_le32(DOMAIN),
-        .desc.scope = VIRTIO_IOMMU_INV_S_DOMAIN,
+    g_autofree Inval *inv = inval_new(1, inv_domain(DOMAIN));
+    const Piece p[] = {
+        { VIOMMU_REQ, inval_len(1), false },
+        { VIOMMU_ANSWER, sizeof(struct virtio_iommu_inv_tail), true },
     };
 
-    submit(s, s->invalq, &req, sizeof(req),
-           sizeof(struct virtio_iommu_inv_tail));
-    g_assert(!done(s, s->invalq));
+    qtest_memwrite(s->v.qts, VIOMMU_REQ, inv, inval_len(1));
+    viommu_send_pieces(&s->v, INVALQ(0), p, 2);
+    g_assert(!viommu_done(&s->v, INVALQ(0), NULL));
 }
 
 static void pass_delay(Check *s)
 {
-    qtest_clock_step(s->qts, (DELAY - 1) * MS);
-    g_assert(!done(s, s->invalq));
-    qtest_clock_step(s->qts, 1 * MS);
-    g_assert(done(s, s->invalq));
+    qtest_clock_step(s->v.qts, (DELAY - 1) * MS);
+    g_assert(!viommu_done(&s->v, INVALQ(0), NULL));
+    qtest_clock_step(s->v.qts, 1 * MS);
+    g_assert(viommu_done(&s->v, INVALQ(0), NULL));
 }
 
 /* A driver that does not wait for the used entry */
@@ -1291,7 +1028,7 @@ static void test_no_wait(const void *opaque)
     Check *s = start_opts(f, ",check=on,check-delay=" stringify(DELAY));
     uint8_t above = f->granule + level_bits(f);
     uint64_t entry = entry_at(s, IOVA, above), was = get(s, entry);
-    uint64_t table = was & MAKE_64BIT_MASK(f->granule, 48 - f->granule);
+    uint64_t table = entry_page(f, was);
     int i;
 
     /* One that does */
@@ -1300,9 +1037,9 @@ static void test_no_wait(const void *opaque)
     send_inval(s);
     pass_delay(s);
     set(s, PAGE_A, 1);
-    qtest_memset(s->qts, table, 0, s->size);
+    qtest_memset(s->v.qts, table, 0, s->size);
     map(s, IOVA, PAGE_B);
-    table = get(s, entry) & MAKE_64BIT_MASK(f->granule, 48 - f->granule);
+    table = entry_page(f, get(s, entry));
     was = get(s, entry);
     dma_read(s, IOVA);
     expect(s);
@@ -1340,13 +1077,13 @@ static void test_no_wait(const void *opaque)
     for (i = 0; i < 2; i++) {
         unmap(s, IOVA);
         send_inval(s);
-        driver_free(s);
-        qvirtio_reset(s->dev);
+        viommu_driver_free(&s->v);
+        qvirtio_reset(s->v.dev);
         if (i) {
-            qtest_clock_step(s->qts, 100 * MS);
+            qtest_clock_step(s->v.qts, 100 * MS);
         }
         driver_start(s);
-        qtest_clock_step(s->qts, 100 * MS);
+        qtest_clock_step(s->v.qts, 100 * MS);
         attach(s, DOMAIN, EP(0));
         send_inval(s);
         pass_delay(s);
@@ -1380,13 +1117,13 @@ static const uint8_t guest_reset[] = { 0xe9, 0x0d, 0x00 };  /* jmp 0 */
 static void guest_writes(Check *s)
 {
     gint64 start = g_get_monotonic_time();
-    uint8_t was = qtest_readb(s->qts, GUEST_PAGE);
+    uint8_t was = qtest_readb(s->v.qts, GUEST_PAGE);
 
-    qtest_writeb(s->qts, GUEST_GO, 1);
-    while (qtest_readb(s->qts, GUEST_GO)) {
-        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
+    qtest_writeb(s->v.qts, GUEST_GO, 1);
+    while (qtest_readb(s->v.qts, GUEST_GO)) {
+        g_assert(g_get_monotonic_time() - start < VIOMMU_TIMEOUT_US);
     }
-    g_assert_cmpuint(qtest_readb(s->qts, GUEST_PAGE), ==, (uint8_t)(was + 1));
+    g_assert_cmpuint(qtest_readb(s->v.qts, GUEST_PAGE), ==, (uint8_t)(was + 1));
 }
 
 /* The writes of a CPU that has the page in its TLB */
@@ -1438,9 +1175,7 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
 
-    if (!qtest_has_machine("q35") || !qtest_has_device("virtio-iommu-pci") ||
-        !qtest_has_device("edu")) {
-        g_test_message("q35, virtio-iommu-pci or edu not available");
+    if (!viommu_available(NULL)) {
         return 0;
     }
 
@@ -1459,11 +1194,8 @@ int main(int argc, char **argv)
     for (i = 0; i < ARRAY_SIZE(formats); i++) {
         const Format *f = &formats[i];
 
-#define FORMAT_TEST(test, fn) do {                                          \
-        g_autofree char *path = g_strdup_printf("/q35/virtio-iommu/check/"  \
-                                                test "/%s", f->name);       \
-        qtest_add_data_func(path, f, fn);                                   \
-    } while (0)
+#define FORMAT_TEST(test, fn) \
+        viommu_add_format_test("/q35/virtio-iommu/check/" test, f, fn)
         FORMAT_TEST("obey", test_obey);
         FORMAT_TEST("random", test_random);
         FORMAT_TEST("lazy", test_lazy);

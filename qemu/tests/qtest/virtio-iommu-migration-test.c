@@ -12,31 +12,19 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/bitops.h"
-#include "qemu/bswap.h"
 #include "qemu/sockets.h"
 #include "qemu/units.h"
-#include "libqtest.h"
-#include "libqos/malloc-pc.h"
-#include "libqos/pci.h"
 #include "libqos/pci-pc.h"
-#include "libqos/virtio.h"
-#include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
 #include "standard-headers/linux/pci_regs.h"
 #include "standard-headers/linux/virtio_blk.h"
-#include "standard-headers/linux/virtio_config.h"
-#include "standard-headers/linux/virtio_iommu_stage1.h"
+#include "virtio-iommu-qtest.h"
 
 #define NR_HOPS         20
 
-/* System memory. The rings are below. */
-#define REQ             0x1000000       /* Of the request queue */
-#define ANSWER          0x1001000
-#define EVENTS          0x1002000
-#define INV(q, n)       (0x1010000 + (q) * 0x1000 + (n) * 0x80)
+/* System memory, beside what all tests have there */
+#define INV(q, n)       (0x1030000 + (q) * 0x1000 + (n) * 0x80)
 #define INV_ANSWER      0x40
-#define TABLES          0x1100000       /* Allocated upwards */
 #define POOL            0x2000000       /* What edu devices read and write */
 #define BALLAST         0x2800000       /* Keeps the source busy */
 #define BLK             0x2c00000       /* Buffers of the disk */
@@ -66,39 +54,27 @@
 #define NR_EVENTS       8
 #define NR_INVALQS      3
 #define NR_INVALS       8               /* Requests of an invalidation queue */
-#define STATUS_NONE     0xee
 #define TIMEOUT_US      (30 * G_USEC_PER_SEC)
 
-#define EDU_RUN         1
-#define EDU_GET         EDU_RUN         /* Memory to buffer */
-#define EDU_PUT         (EDU_RUN | 2)   /* Buffer to memory */
+#define EDU_GET         EDU_DMA_START                   /* Memory to buffer */
+#define EDU_PUT         (EDU_DMA_START | EDU_DMA_TO_MEMORY)
 #define EDU_IRQ         4
-#define EDU_BUF         0x40000
-#define EDU_STEP        (101 * 1000 * 1000)
 
 enum { EDU_X86, EDU_X86_TOO, EDU_ARM, EDU_MAP, EDU_BYPASS, EDU_NONE, NR_EDUS };
 enum { DOM_X86, DOM_ARM, DOM_MAP, DOM_BYPASS, DOM_BLK, NR_DOMS };
 
-#define IOMMU_SLOT      3
 #define BLK_SLOT        4
 #define EDU_SLOT        5
-#define EP(slot)        ((uint32_t)QPCI_DEVFN(slot, 0))
-#define EP_EDU(dev)     EP(EDU_SLOT + (dev))
+#define EP_BLK          ((uint32_t)QPCI_DEVFN(BLK_SLOT, 0))
+#define EP_EDU(dev)     ((uint32_t)QPCI_DEVFN(EDU_SLOT + (dev), 0))
 
 #define BLK_IOPS        10
 #define NR_SLOTS        12              /* Requests of the disk */
 #define SECTORS         4               /* For each of them */
 
-typedef struct Format {
-    uint16_t format;
-    uint8_t granule;
-    uint8_t input_bits;
-    uint8_t output_bits;
-} Format;
-
-static const Format x86 = { VIRTIO_IOMMU_TABLE_X86_64, 12, 48, 52 };
-static const Format arm_64k = { VIRTIO_IOMMU_TABLE_ARM64_S1, 16, 48, 48 };
-static const Format arm_16k = { VIRTIO_IOMMU_TABLE_ARM64_S1, 14, 47, 44 };
+static const Format x86 = { NULL, VIRTIO_IOMMU_TABLE_X86_64, 12, 48, 52 };
+static const Format arm_64k = { NULL, VIRTIO_IOMMU_TABLE_ARM64_S1, 16, 48, 48 };
+static const Format arm_16k = { NULL, VIRTIO_IOMMU_TABLE_ARM64_S1, 14, 47, 44 };
 
 typedef struct Domain {
     uint32_t id;
@@ -113,19 +89,15 @@ typedef struct Transfer {
 } Transfer;
 
 typedef struct Guest {
-    QTestState *qts;
+    VIOMMU v;
     char *args;
     char *dir;
     bool stage1;
     int64_t clock;
-    QPCIBus *bus;
-    QGuestAllocator alloc;
-    QVirtioPCIDevice *pci, *blk_pci;
-    QVirtioDevice *dev, *blk;
-    QVirtQueue *reqq, *eventq, *invalq[NR_INVALQS], *blkq;
-    QPCIDevice *edu[NR_EDUS];
-    QPCIBar bar[NR_EDUS];
-    uint64_t next_table;
+    QVirtioPCIDevice *blk_pci;
+    QVirtioDevice *blk;
+    QVirtQueue *blkq;
+    EduDMA edu[NR_EDUS];
     Domain dom[NR_DOMS];
     bool flipped[NR_DOMS];
 
@@ -140,20 +112,14 @@ typedef struct Guest {
     uint64_t disk[NR_SLOTS * SECTORS];
 } Guest;
 
-/* Memory, always in little endian */
-
 static uint64_t get(Guest *g, uint64_t addr)
 {
-    uint64_t val;
-
-    qtest_memread(g->qts, addr, &val, sizeof(val));
-    return le64_to_cpu(val);
+    return qtest_readq(g->v.qts, addr);
 }
 
 static void set(Guest *g, uint64_t addr, uint64_t val)
 {
-    val = cpu_to_le64(val);
-    qtest_memwrite(g->qts, addr, &val, sizeof(val));
+    qtest_writeq(g->v.qts, addr, val);
 }
 
 /* Queues: each kind of request has descriptors of its own */
@@ -163,17 +129,8 @@ static void vq_desc(Guest *g, QVirtQueue *vq, int n, uint64_t addr,
 {
     vq->free_head = n;
     vq->num_free = vq->size;
-    qvirtqueue_add(g->qts, vq, addr, len, write, next);
+    qvirtqueue_add(g->v.qts, vq, addr, len, write, next);
     /* What follows is linked by qvring_init() */
-}
-
-/* Make available, without a kick */
-static void vq_push(Guest *g, QVirtQueue *vq, uint16_t head)
-{
-    uint16_t idx = qtest_readw(g->qts, vq->avail + 2);
-
-    qtest_writew(g->qts, vq->avail + 4 + 2 * (idx % vq->size), head);
-    qtest_writew(g->qts, vq->avail + 2, idx + 1);
 }
 
 static void vq_kick(QVirtQueue *vq)
@@ -183,41 +140,13 @@ static void vq_kick(QVirtQueue *vq)
 
 /* Requests of the request queue */
 
-/* Returns the status */
-static uint8_t request(Guest *g, const void *out, size_t len)
-{
-    struct virtio_iommu_req_tail tail;
-    uint32_t head, used;
-
-    memset(&tail, STATUS_NONE, sizeof(tail));
-    qtest_memwrite(g->qts, REQ, out, len);
-    qtest_memwrite(g->qts, ANSWER, &tail, sizeof(tail));
-    vq_desc(g, g->reqq, 0, REQ, len, false, true);
-    vq_desc(g, g->reqq, 1, ANSWER, sizeof(tail), true, false);
-    vq_push(g, g->reqq, 0);
-    vq_kick(g->reqq);
-    g_assert(qvirtqueue_get_buf(g->qts, g->reqq, &head, &used));
-    g_assert_cmpuint(head, ==, 0);
-    g_assert_cmpuint(used, ==, sizeof(tail));
-    qtest_memread(g->qts, ANSWER, &tail, sizeof(tail));
-    return tail.status;
-}
-
 static struct virtio_iommu_req_attach_table attach_req(const Domain *d,
                                                        uint32_t ep)
 {
-    struct virtio_iommu_req_attach_table req = {
-        .head.type = VIRTIO_IOMMU_T_ATTACH_TABLE,
-        .domain = cpu_to_le32(d->id),
-        .endpoint = cpu_to_le32(ep),
-        .format = cpu_to_le16(d->f->format),
-        .granule_shift = d->f->granule,
-        .input_bits = d->f->input_bits,
-        .output_bits = d->f->output_bits,
-        .root = cpu_to_le64(d->root),
-    };
+    struct virtio_iommu_req_attach_table req =
+        viommu_attach_table_req(d->f, d->root, d->id, ep);
 
-    if (d->f->format == VIRTIO_IOMMU_TABLE_ARM64_S1) {
+    if (!is_x86(d->f)) {
         req.arm64.mair = cpu_to_le64(0x44ff00ULL << d->f->granule);
         req.arm64.sh = 3;
         req.arm64.orgn = 1;
@@ -228,60 +157,32 @@ static struct virtio_iommu_req_attach_table attach_req(const Domain *d,
 
 static uint8_t attach(Guest *g, const Domain *d, uint32_t ep)
 {
-    struct virtio_iommu_req_attach_table table_req;
-    struct virtio_iommu_req_attach req = {
-        .head.type = VIRTIO_IOMMU_T_ATTACH,
-        .domain = cpu_to_le32(d->id),
-        .endpoint = cpu_to_le32(ep),
-        .flags = cpu_to_le32(d == &g->dom[DOM_BYPASS] ?
-                             VIRTIO_IOMMU_ATTACH_F_BYPASS : 0),
-    };
+    struct virtio_iommu_req_attach_table req;
 
     if (!d->f) {
-        return request(g, &req, offsetof(typeof(req), tail));
+        return viommu_attach(&g->v, d->id, ep, d == &g->dom[DOM_BYPASS] ?
+                             VIRTIO_IOMMU_ATTACH_F_BYPASS : 0);
     }
-    table_req = attach_req(d, ep);
-    return request(g, &table_req, offsetof(typeof(table_req), tail));
+    req = attach_req(d, ep);
+    return viommu_send_attach_table(&g->v, &req);
 }
 
 static uint8_t detach_table(Guest *g, const Domain *d, uint32_t ep)
 {
-    struct virtio_iommu_req_detach_table req = {
-        .head.type = VIRTIO_IOMMU_T_DETACH_TABLE,
-        .domain = cpu_to_le32(d->id),
-        .endpoint = cpu_to_le32(ep),
-    };
-
-    return request(g, &req, offsetof(typeof(req), tail));
+    return viommu_detach_table(&g->v, d->id, ep);
 }
 
 static uint8_t map_req(Guest *g, const Domain *d, uint64_t iova, uint64_t size,
                        uint64_t pa, bool ro)
 {
-    struct virtio_iommu_req_map req = {
-        .head.type = VIRTIO_IOMMU_T_MAP,
-        .domain = cpu_to_le32(d->id),
-        .virt_start = cpu_to_le64(iova),
-        .virt_end = cpu_to_le64(iova + size - 1),
-        .phys_start = cpu_to_le64(pa),
-        .flags = cpu_to_le32(VIRTIO_IOMMU_MAP_F_READ |
-                             (ro ? 0 : VIRTIO_IOMMU_MAP_F_WRITE)),
-    };
-
-    return request(g, &req, offsetof(typeof(req), tail));
+    return viommu_map(&g->v, d->id, iova, iova + size - 1, pa,
+                      ro ? VIRTIO_IOMMU_MAP_F_READ : VIOMMU_MAP_RW);
 }
 
 static uint8_t unmap_req(Guest *g, const Domain *d, uint64_t iova,
                          uint64_t size)
 {
-    struct virtio_iommu_req_unmap req = {
-        .head.type = VIRTIO_IOMMU_T_UNMAP,
-        .domain = cpu_to_le32(d->id),
-        .virt_start = cpu_to_le64(iova),
-        .virt_end = cpu_to_le64(iova + size - 1),
-    };
-
-    return request(g, &req, offsetof(typeof(req), tail));
+    return viommu_unmap(&g->v, d->id, iova, iova + size - 1);
 }
 
 /* Requests of the invalidation queues */
@@ -289,28 +190,19 @@ static uint8_t unmap_req(Guest *g, const Domain *d, uint64_t iova,
 static void inval_post(Guest *g, int q, const Domain *d, uint64_t iova,
                        uint64_t size)
 {
-    struct {
-        struct virtio_iommu_req_invalidate head;
-        struct virtio_iommu_inv_desc desc;
-    } QEMU_PACKED req = {
-        .head.type = VIRTIO_IOMMU_T_INVALIDATE,
-        .head.nr = cpu_to_le16(1),
-        .desc.domain = cpu_to_le32(d->id),
-        .desc.scope = VIRTIO_IOMMU_INV_S_RANGE,
-        .desc.start = cpu_to_le64(iova),
-        .desc.last = cpu_to_le64(iova + size - 1),
-    };
+    g_autofree Inval *inv = inval_new(1, inv_range(d->id, iova, size, 0, 0));
+    QVirtQueue *vq = g->v.vq[INVALQ(q)];
     int n;
 
     for (n = 0; g->inval_busy[q][n]; n++) {
         g_assert_cmpint(n, <, NR_INVALS);
     }
     g->inval_busy[q][n] = true;
-    qtest_memwrite(g->qts, INV(q, n), &req, sizeof(req));
-    qtest_memset(g->qts, INV(q, n) + INV_ANSWER, STATUS_NONE, 8);
-    vq_desc(g, g->invalq[q], 2 * n, INV(q, n), sizeof(req), false, true);
-    vq_desc(g, g->invalq[q], 2 * n + 1, INV(q, n) + INV_ANSWER, 8, true, false);
-    vq_push(g, g->invalq[q], 2 * n);
+    qtest_memwrite(g->v.qts, INV(q, n), inv, inval_len(1));
+    qtest_memset(g->v.qts, INV(q, n) + INV_ANSWER, VIOMMU_UNTOUCHED, 8);
+    vq_desc(g, vq, 2 * n, INV(q, n), inval_len(1), false, true);
+    vq_desc(g, vq, 2 * n + 1, INV(q, n) + INV_ANSWER, 8, true, false);
+    vq_push(g->v.qts, vq, 2 * n);
 }
 
 /* All requests that were posted come back once, and done */
@@ -320,14 +212,14 @@ static void inval_collect(Guest *g, int q)
     uint32_t head, len;
     int n;
 
-    while (qvirtqueue_get_buf(g->qts, g->invalq[q], &head, &len)) {
+    while (qvirtqueue_get_buf(g->v.qts, g->v.vq[INVALQ(q)], &head, &len)) {
         n = head / 2;
         g_assert(!(head % 2) && n < NR_INVALS);
         g_assert(g->inval_busy[q][n]);
         g->inval_busy[q][n] = false;
         g_assert_cmpuint(len, ==, 8);
-        qtest_memread(g->qts, INV(q, n) + INV_ANSWER, &tail, sizeof(tail));
-        g_assert_cmpuint(tail.status, ==, VIRTIO_IOMMU_S_OK);
+        qtest_memread(g->v.qts, INV(q, n) + INV_ANSWER, &tail, sizeof(tail));
+        assert_ok(tail.status);
         g_assert_cmpuint(le32_to_cpu(tail.done), ==, 1);
     }
     for (n = 0; n < NR_INVALS; n++) {
@@ -339,53 +231,20 @@ static void inval(Guest *g, int q, const Domain *d, uint64_t iova,
                   uint64_t size)
 {
     inval_post(g, q, d, iova, size);
-    vq_kick(g->invalq[q]);
+    viommu_kick(&g->v, INVALQ(q));
     inval_collect(g, q);
 }
 
 /* Tables */
 
-static uint64_t new_table_page(Guest *g, const Format *f)
-{
-    uint64_t page = ROUND_UP(g->next_table, BIT_ULL(f->granule));
-
-    g->next_table = page + BIT_ULL(f->granule);
-    g_assert_cmphex(g->next_table, <, POOL);
-    qtest_memset(g->qts, page, 0, BIT_ULL(f->granule));
-    return page;
-}
-
-static uint64_t leaf_entry(const Format *f, uint64_t pa, bool ro)
-{
-    if (f->format == VIRTIO_IOMMU_TABLE_X86_64) {
-        return pa | 0x5 | (ro ? 0 : 0x2);       /* P, U, W */
-    }
-    return pa | 0xc43 | (ro ? 0x80 : 0);        /* page, EL0, AF, nG, RO */
-}
-
 /* Leaves of one granule; @pa 0: none */
 static void table_set(Guest *g, const Domain *d, uint64_t iova, uint64_t pa,
                       bool ro)
 {
-    uint8_t granule = d->f->granule, bits = granule - 3, shift = granule;
-    uint64_t page = d->root, entry;
+    uint8_t granule = d->f->granule;
 
-    while (shift + bits < d->f->input_bits) {
-        shift += bits;
-    }
-    for (;; shift -= bits) {
-        entry = page + 8 * ((iova >> shift) & (BIT_ULL(bits) - 1));
-        if (shift == granule) {
-            break;
-        }
-        if (!get(g, entry)) {
-            page = new_table_page(g, d->f);
-            set(g, entry, page | (d->f->format == VIRTIO_IOMMU_TABLE_X86_64 ?
-                                  0x7 : 0x3));
-        }
-        page = get(g, entry) & MAKE_64BIT_MASK(granule, 48 - granule);
-    }
-    set(g, entry, pa ? leaf_entry(d->f, pa, ro) : 0);
+    set(g, viommu_entry_at(&g->v, d->f, d->root, iova, granule),
+        pa ? leaf_entry(d->f, granule, pa, ro) : 0);
 }
 
 static void map(Guest *g, const Domain *d, uint64_t iova, uint64_t size,
@@ -394,8 +253,7 @@ static void map(Guest *g, const Domain *d, uint64_t iova, uint64_t size,
     uint64_t i;
 
     if (!d->f) {
-        g_assert_cmpuint(map_req(g, d, iova, size, pa, ro), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(map_req(g, d, iova, size, pa, ro));
         return;
     }
     for (i = 0; i < size; i += BIT_ULL(d->f->granule)) {
@@ -412,8 +270,7 @@ static void flip_entry(Guest *g, int dom)
     if (d->f) {
         table_set(g, d, IOVA_FLIP, g->flipped[dom] ? PAGE_B : PAGE_A, false);
     } else {
-        g_assert_cmpuint(unmap_req(g, d, IOVA_FLIP, STRIDE), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(unmap_req(g, d, IOVA_FLIP, STRIDE));
         map(g, d, IOVA_FLIP, STRIDE, g->flipped[dom] ? PAGE_B : PAGE_A, false);
     }
 }
@@ -436,17 +293,15 @@ static void flip(Guest *g, int dom, int q)
 
 static uint64_t edu_read(Guest *g, int dev, uint64_t reg)
 {
-    return reg < 0x80 ? qpci_io_readl(g->edu[dev], g->bar[dev], reg) :
-                        qpci_io_readq(g->edu[dev], g->bar[dev], reg);
+    uint64_t addr = g->edu[dev].mmio + reg;
+
+    return reg < 0x80 ? qtest_readl(g->v.qts, addr) :
+                        qtest_readq(g->v.qts, addr);
 }
 
-static void edu_write(Guest *g, int dev, uint64_t reg, uint64_t val)
+static void edu_write(Guest *g, int dev, uint64_t reg, uint32_t val)
 {
-    if (reg < 0x80) {
-        qpci_io_writel(g->edu[dev], g->bar[dev], reg, val);
-    } else {
-        qpci_io_writeq(g->edu[dev], g->bar[dev], reg, val);
-    }
+    qtest_writel(g->v.qts, g->edu[dev].mmio + reg, val);
 }
 
 /* @page: what @iova leads to, or 0 if a fault is expected */
@@ -455,10 +310,8 @@ static void edu_start(Guest *g, int dev, uint64_t cmd, uint64_t iova,
 {
     g_assert(!g->transfer[dev].cmd);
     g->transfer[dev] = (Transfer){ cmd, page, iova };
-    edu_write(g, dev, 0x80, cmd == EDU_GET ? iova : EDU_BUF);
-    edu_write(g, dev, 0x88, cmd == EDU_GET ? EDU_BUF : iova);
-    edu_write(g, dev, 0x90, 8);
-    edu_write(g, dev, 0x98, cmd | EDU_IRQ);
+    edu_dma_start(&g->edu[dev], cmd == EDU_GET ? iova : EDU_DMA_BUFFER,
+                  cmd == EDU_GET ? EDU_DMA_BUFFER : iova, 8, cmd | EDU_IRQ);
 }
 
 static uint64_t *expected_at(Guest *g, uint64_t page)
@@ -469,18 +322,12 @@ static uint64_t *expected_at(Guest *g, uint64_t page)
 
 static int take_faults(Guest *g, struct virtio_iommu_fault *faults)
 {
-    uint32_t d, len;
+    struct virtio_iommu_fault fault;
     int nr = 0;
 
-    while (qvirtqueue_get_buf(g->qts, g->eventq, &d, &len)) {
+    while (viommu_take_fault(&g->v, &fault)) {
         g_assert_cmpint(nr, <, NR_EVENTS);
-        g_assert_cmpuint(len, ==, sizeof(faults[0]));
-        qtest_memread(g->qts, EVENTS + d * 64, &faults[nr++],
-                      sizeof(faults[0]));
-        vq_push(g, g->eventq, d);
-    }
-    if (nr) {
-        vq_kick(g->eventq);
+        faults[nr++] = fault;
     }
     return nr;
 }
@@ -505,7 +352,7 @@ static void step(Guest *g)
             g_assert_cmphex(get(g, t->page), ==, *expected_at(g, t->page));
         }
     }
-    g->clock = qtest_clock_step(g->qts, EDU_STEP);
+    g->clock = qtest_clock_step(g->v.qts, EDU_DMA_TIME_NS);
     left = nr = take_faults(g, faults);
     for (i = 0; i < NR_EDUS; i++) {
         Transfer *t = &g->transfer[i];
@@ -521,7 +368,7 @@ static void step(Guest *g)
         }
         if (t->cmd) {
             g_assert_cmphex(edu_read(g, i, 0x98), ==,
-                            (t->cmd & ~EDU_RUN) | EDU_IRQ);
+                            (t->cmd & ~EDU_DMA_START) | EDU_IRQ);
             g_assert_cmphex(edu_read(g, i, 0x24), ==, 0x100);
             edu_write(g, i, 0x64, 0x100);
         }
@@ -640,14 +487,14 @@ static void blk_post_one(Guest *g, int n, bool write, int sector)
     hdr.type = cpu_to_le32(g->blk_write[n] ? VIRTIO_BLK_T_OUT :
                                              VIRTIO_BLK_T_IN);
     hdr.sector = cpu_to_le64(g->blk_sector[n]);
-    qtest_memwrite(g->qts, SLOT(BLK, n), &hdr, sizeof(hdr));
-    qtest_memwrite(g->qts, SLOT(BLK, n) + 0x200, data, sizeof(data));
-    qtest_writeb(g->qts, SLOT(BLK, n) + 0x400, STATUS_NONE);
+    qtest_memwrite(g->v.qts, SLOT(BLK, n), &hdr, sizeof(hdr));
+    qtest_memwrite(g->v.qts, SLOT(BLK, n) + 0x200, data, sizeof(data));
+    qtest_writeb(g->v.qts, SLOT(BLK, n) + 0x400, VIOMMU_UNTOUCHED);
     vq_desc(g, g->blkq, 3 * n, SLOT(IOVA_BLK, n), sizeof(hdr), false, true);
     vq_desc(g, g->blkq, 3 * n + 1, SLOT(IOVA_BLK, n) + 0x200, sizeof(data),
             !g->blk_write[n], true);
     vq_desc(g, g->blkq, 3 * n + 2, SLOT(IOVA_BLK, n) + 0x400, 1, true, false);
-    vq_push(g, g->blkq, 3 * n);
+    vq_push(g->v.qts, g->blkq, 3 * n);
 }
 
 static void blk_post(Guest *g, int n)
@@ -662,13 +509,13 @@ static int blk_collect(Guest *g)
     uint32_t head, len;
     int i, n, nr = 0;
 
-    while (qvirtqueue_get_buf(g->qts, g->blkq, &head, &len)) {
+    while (qvirtqueue_get_buf(g->v.qts, g->blkq, &head, &len)) {
         n = head / 3;
         g_assert(!(head % 3) && n < NR_SLOTS);
         g_assert(g->blk_busy[n]);
         g->blk_busy[n] = false;
         g_assert_cmpuint(len, ==, g->blk_write[n] ? 1 : 513);
-        g_assert_cmpuint(qtest_readb(g->qts, SLOT(BLK, n) + 0x400), ==,
+        g_assert_cmpuint(qtest_readb(g->v.qts, SLOT(BLK, n) + 0x400), ==,
                          VIRTIO_BLK_S_OK);
         for (i = 0; i < 512; i += 8) {
             g_assert_cmphex(get(g, SLOT(BLK, n) + 0x200 + i), ==,
@@ -683,7 +530,7 @@ static int blk_collect(Guest *g)
 
 static void blk_throttle(Guest *g, int iops)
 {
-    qtest_qmp_assert_success(g->qts, "{ 'execute': 'block_set_io_throttle',"
+    qtest_qmp_assert_success(g->v.qts, "{ 'execute': 'block_set_io_throttle',"
                              "  'arguments': { 'device': 'disk', 'bps': 0,"
                              "  'bps_rd': 0, 'bps_wr': 0, 'iops': %d,"
                              "  'iops_rd': 0, 'iops_wr': 0 } }", iops);
@@ -726,10 +573,9 @@ static char *make_args(const char *dir, const char *disk,
                            "disable-legacy=on,iommu_platform=on,rerror=stop"
                            " -device virtio-iommu-pci,addr=%d,"
                            "boot-bypass=on,%s ",
-                           BLK_SLOT, IOMMU_SLOT, iommu_opts);
+                           BLK_SLOT, VIOMMU_SLOT, iommu_opts);
     for (i = 0; i < NR_EDUS; i++) {
-        g_string_append_printf(s, "-device edu,addr=%x,"
-                               "dma_mask=0xffffffffffffffff ", EDU_SLOT + i);
+        g_string_append_printf(s, EDU_DEVICE ",addr=%x ", EDU_SLOT + i);
     }
     return g_string_free(s, false);
 }
@@ -738,24 +584,6 @@ static char *make_args(const char *dir, const char *disk,
 #define STAGE1_OFF      "stage1=off"
 /* All else that a PCI device shows to its driver is as with stage1=off */
 #define STAGE1_INTX     STAGE1_ON ",vectors=0"
-
-static uint64_t wanted_features(Guest *g, QVirtioDevice *dev)
-{
-    return qvirtio_get_features(dev) &
-           ~(QVIRTIO_F_BAD_FEATURE | BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) |
-             BIT_ULL(VIRTIO_RING_F_EVENT_IDX));
-}
-
-static QVirtioPCIDevice *new_virtio(Guest *g, int slot)
-{
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(slot, 0) };
-    QVirtioPCIDevice *pci = virtio_pci_new(g->bus, &addr);
-
-    g_assert(pci);
-    qvirtio_pci_device_enable(pci);
-    qvirtio_start_device(&pci->vdev);
-    return pci;
-}
 
 static char *new_dir(void)
 {
@@ -776,48 +604,24 @@ static Guest *start_qemu(const char *disk, const char *iommu_opts)
     bool stage1 = strcmp(iommu_opts, STAGE1_OFF);
     Guest *g = g_new0(Guest, 1);
     g_autofree char *args = NULL;
-    uint64_t features;
     int i;
 
     g->dir = new_dir();
     g->args = make_args(g->dir, DISK, iommu_opts);
     args = make_args(g->dir, disk, iommu_opts);
     g->stage1 = stage1;
-    g->qts = qtest_init(args);
-    g->bus = qpci_new_pc(g->qts, NULL);
-    pc_alloc_init(&g->alloc, g->qts, ALLOC_NO_FLAGS);
-    g->next_table = TABLES;
-
-    g->pci = new_virtio(g, IOMMU_SLOT);
-    g->dev = &g->pci->vdev;
-    features = wanted_features(g, g->dev);
-    g_assert_cmpint(!!(features & BIT_ULL(VIRTIO_IOMMU_F_STAGE1)), ==, stage1);
-    qvirtio_set_features(g->dev, features);
-    g->reqq = qvirtqueue_setup(g->dev, &g->alloc, 0);
-    g->eventq = qvirtqueue_setup(g->dev, &g->alloc, 1);
-    for (i = 0; stage1 && i < NR_INVALQS; i++) {
-        g->invalq[i] = qvirtqueue_setup(g->dev, &g->alloc,
-                                        VIRTIO_IOMMU_VQ_INVAL_FIRST + i);
-    }
-    qvirtio_set_driver_ok(g->dev);
-    for (i = 0; i < NR_EVENTS; i++) {
-        vq_desc(g, g->eventq, i, EVENTS + i * 64,
-                sizeof(struct virtio_iommu_fault), true, false);
-        vq_push(g, g->eventq, i);
-    }
-    vq_kick(g->eventq);
+    viommu_init(&g->v, qtest_init(args), 0);
+    viommu_driver_start(&g->v, VIOMMU_PLAIN_RINGS, NR_INVALQS, NR_EVENTS);
+    g_assert_cmpint(!!(g->v.dev->features & BIT_ULL(VIRTIO_IOMMU_F_STAGE1)), ==,
+                    stage1);
     /* A destination begins in bypass, and must not stay there */
-    qpci_io_writeb(g->pci->pdev, g->pci->bar, g->pci->device_cfg_offset +
-                   offsetof(struct virtio_iommu_config, bypass), 0);
+    viommu_set_bypass(&g->v, 0);
 
     for (i = 0; i < NR_EDUS; i++) {
-        g->edu[i] = qpci_device_find(g->bus, EP_EDU(i));
-        g_assert(g->edu[i]);
-        qpci_device_enable(g->edu[i]);
-        g->bar[i] = qpci_iomap(g->edu[i], 0, NULL);
+        edu_dma_init(&g->edu[i], g->v.qts, g->v.bus, EP_EDU(i));
     }
     /* The first pass has to take some time, too */
-    qtest_memset(g->qts, BALLAST, 0xff, BALLAST_SIZE);
+    qtest_memset(g->v.qts, BALLAST, 0xff, BALLAST_SIZE);
     return g;
 }
 
@@ -829,6 +633,7 @@ static void setup_domains(Guest *g)
     const int dom[NR_EDUS] = {
         DOM_X86, DOM_X86, DOM_ARM, DOM_MAP, DOM_BYPASS
     };
+    QPCIAddress addr = { .devfn = EP_BLK };
     uint64_t ring, end;
     int i;
 
@@ -836,15 +641,13 @@ static void setup_domains(Guest *g)
         g->dom[i].id = 7 + 1000 * i;
         g->dom[i].f = g->stage1 ? format[i] : NULL;
         if (g->dom[i].f) {
-            g->dom[i].root = new_table_page(g, g->dom[i].f);
+            g->dom[i].root = viommu_new_table(&g->v, g->dom[i].f);
         }
     }
     for (i = 0; i < EDU_NONE; i++) {
-        g_assert_cmpuint(attach(g, &g->dom[dom[i]], EP_EDU(i)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach(g, &g->dom[dom[i]], EP_EDU(i)));
     }
-    g_assert_cmpuint(attach(g, &g->dom[DOM_BLK], EP(BLK_SLOT)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach(g, &g->dom[DOM_BLK], EP_BLK));
     for (i = DOM_X86; i <= DOM_MAP; i++) {
         map(g, &g->dom[i], IOVA, (NR_PAGES + 2 + NR_EDUS) * STRIDE, POOL,
             false);
@@ -860,10 +663,14 @@ static void setup_domains(Guest *g)
 
     /* The disk's buffers are where they are not, its ring where it is */
     map(g, &g->dom[DOM_BLK], IOVA_BLK, 256 * KiB, BLK, false);
-    g->blk_pci = new_virtio(g, BLK_SLOT);
+    g->blk_pci = virtio_pci_new(g->v.bus, &addr);
+    g_assert(g->blk_pci);
+    qvirtio_pci_device_enable(g->blk_pci);
     g->blk = &g->blk_pci->vdev;
-    qvirtio_set_features(g->blk, wanted_features(g, g->blk));
-    g->blkq = qvirtqueue_setup(g->blk, &g->alloc, 0);
+    qvirtio_start_device(g->blk);
+    qvirtio_set_features(g->blk, qvirtio_get_features(g->blk) &
+                                 ~(QVIRTIO_F_BAD_FEATURE | VIOMMU_PLAIN_RINGS));
+    g->blkq = qvirtqueue_setup(g->blk, &g->v.alloc, 0);
     ring = ROUND_DOWN(g->blkq->desc, 16 * KiB);
     end = ROUND_UP(g->blkq->used + 8 + g->blkq->size * 8, 16 * KiB);
     map(g, &g->dom[DOM_BLK], ring, end - ring, ring, false);
@@ -878,36 +685,16 @@ static Guest *start(const char *disk, const char *iommu_opts)
     return g;
 }
 
-static void free_virtio(QVirtioPCIDevice *pci)
-{
-    if (pci) {
-        g_free(pci->pdev);
-        g_free(pci);
-    }
-}
-
 static void stop(Guest *g)
 {
     g_autofree char *disk = g_strdup_printf("%s/disk", g->dir);
-    int i;
 
-    qvirtqueue_cleanup(g->dev->bus, g->reqq, &g->alloc);
-    qvirtqueue_cleanup(g->dev->bus, g->eventq, &g->alloc);
-    for (i = 0; g->stage1 && i < NR_INVALQS; i++) {
-        qvirtqueue_cleanup(g->dev->bus, g->invalq[i], &g->alloc);
-    }
-    if (g->blkq) {
-        qvirtqueue_cleanup(g->blk->bus, g->blkq, &g->alloc);
-    }
-    for (i = 0; i < NR_EDUS; i++) {
-        g_free(g->edu[i]);
-    }
-    free_virtio(g->pci);
-    free_virtio(g->blk_pci);
-    alloc_destroy(&g->alloc);
-    qpci_free_pc(g->bus);
-    if (g->qts) {
-        qtest_quit(g->qts);
+    qvirtqueue_cleanup(g->blk->bus, g->blkq, &g->v.alloc);
+    g_free(g->blk_pci->pdev);
+    g_free(g->blk_pci);
+    viommu_free(&g->v);
+    if (g->v.qts) {
+        qtest_quit(g->v.qts);
     }
     unlink(disk);
     rmdir(g->dir);
@@ -989,7 +776,7 @@ static void take_until(Guest *g, Migration *m, int64_t nr)
     int64_t syncs = 0;
 
     for (;;) {
-        g_autofree char *status = migration_status(g->qts, &syncs);
+        g_autofree char *status = migration_status(g->v.qts, &syncs);
 
         g_assert(g_strcmp0(status, "failed"));
         if (syncs >= nr) {
@@ -1004,7 +791,7 @@ static void take_until(Guest *g, Migration *m, int64_t nr)
 
 static void migration_parameters(Guest *g, int64_t bandwidth)
 {
-    qtest_qmp_assert_success(g->qts, "{ 'execute': 'migrate-set-parameters',"
+    qtest_qmp_assert_success(g->v.qts, "{ 'execute': 'migrate-set-parameters',"
                              "  'arguments': { 'max-bandwidth': %" PRId64 ","
                              "  'avail-switchover-bandwidth': %d,"
                              "  'downtime-limit': 1 } }",
@@ -1023,7 +810,7 @@ static Migration migration_begin(Guest *g)
     int listener = unix_socket(path, true);
 
     migration_parameters(g, BALLAST_SIZE * 9);
-    qtest_qmp_assert_success(g->qts, "{ 'execute': 'migrate',"
+    qtest_qmp_assert_success(g->v.qts, "{ 'execute': 'migrate',"
                              "  'arguments': { 'uri': %s } }", uri);
     m.fd = accept(listener, NULL, NULL);
     g_assert_cmpint(m.fd, >=, 0);
@@ -1039,7 +826,7 @@ static Migration migration_begin(Guest *g)
  */
 static void migration_pass(Guest *g, Migration *m, int64_t nr)
 {
-    qtest_memset(g->qts, BALLAST, nr, BALLAST_SIZE);
+    qtest_memset(g->v.qts, BALLAST, nr, BALLAST_SIZE);
     take_until(g, m, nr);
     migration_parameters(g, 0);
 }
@@ -1051,9 +838,9 @@ static GByteArray *migration_end(Guest *g, Migration *m)
         /* No requests to the source: it may wait for us with the BQL held */
     }
     close(m->fd);
-    wait_for_status(g->qts, "completed");
-    qtest_quit(g->qts);
-    g->qts = NULL;
+    wait_for_status(g->v.qts, "completed");
+    qtest_quit(g->v.qts);
+    g->v.qts = NULL;
     return m->stream;
 }
 
@@ -1065,7 +852,7 @@ static GByteArray *migrate_to_stream(Guest *g)
      * No interrupt is pending: if a destination knows of it, but not which
      * device it comes from, a reset finds the bus in disorder.
      */
-    g->dev->bus->get_queue_isr_status(g->dev, g->reqq);
+    g->v.dev->bus->get_queue_isr_status(g->v.dev, g->v.vq[REQQ]);
     m = migration_begin(g);
     return migration_end(g, &m);
 }
@@ -1103,10 +890,15 @@ static QTestState *load_stream(Guest *g, const char *args, GByteArray *stream)
 /* Go on with a destination */
 static void go_on(Guest *g, GByteArray *stream)
 {
-    g->qts = load_stream(g, g->args, stream);
+    int i;
+
+    g->v.qts = load_stream(g, g->args, stream);
     g_byte_array_unref(stream);
-    g->bus->qts = g->qts;
-    wait_for_status(g->qts, "completed");
+    g->v.bus->qts = g->v.qts;
+    for (i = 0; i < NR_EDUS; i++) {
+        g->edu[i].qts = g->v.qts;
+    }
+    wait_for_status(g->v.qts, "completed");
 }
 
 static void load_fails(Guest *g, const char *args, GByteArray *stream,
@@ -1213,15 +1005,14 @@ static void check_refused(Guest *g)
                      VIRTIO_IOMMU_S_INVAL);
     req = attach_req(&g->dom[DOM_ARM], EP_EDU(EDU_ARM));
     req.arm64.mair ^= cpu_to_le64(1);
-    g_assert_cmpuint(request(g, &req, offsetof(typeof(req), tail)), ==,
+    g_assert_cmpuint(viommu_send_attach_table(&g->v, &req), ==,
                      VIRTIO_IOMMU_S_INVAL);
     req = attach_req(&g->dom[DOM_ARM], EP_EDU(EDU_ARM));
     req.input_bits--;
-    g_assert_cmpuint(request(g, &req, offsetof(typeof(req), tail)), ==,
+    g_assert_cmpuint(viommu_send_attach_table(&g->v, &req), ==,
                      VIRTIO_IOMMU_S_INVAL);
     for (i = EDU_X86; i <= EDU_ARM; i++) {
-        g_assert_cmpuint(attach(g, &g->dom[dom_of(i)], EP_EDU(i)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach(g, &g->dom[dom_of(i)], EP_EDU(i)));
     }
     /* ATT-D-12 and its counterparts: domains are of the kind that they were */
     other = g->dom[DOM_ARM];
@@ -1244,14 +1035,12 @@ static void check_reattach(Guest *g)
     if (!g->stage1) {
         return;
     }
-    g_assert_cmpuint(detach_table(g, d, EP_EDU(EDU_ARM)), ==,
-                     VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(attach(g, d, EP_EDU(EDU_NONE)), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(detach_table(g, d, EP_EDU(EDU_ARM)));
+    assert_ok(attach(g, d, EP_EDU(EDU_NONE)));
     g_assert_cmphex(dma_read(g, EDU_NONE, IOVA_FLIP), ==,
                     g->flipped[DOM_ARM] ? PAGE_B : PAGE_A);
-    g_assert_cmpuint(attach(g, d, EP_EDU(EDU_ARM)), ==, VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(detach_table(g, d, EP_EDU(EDU_NONE)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach(g, d, EP_EDU(EDU_ARM)));
+    assert_ok(detach_table(g, d, EP_EDU(EDU_NONE)));
     assert_flipped(g, EDU_ARM);
 }
 
@@ -1321,7 +1110,7 @@ static void hop(Guest *g, int nr)
     g_assert(stream_has(stream, "domain/table") == g->stage1);
     g_assert(stream_has(stream, "virtio-iommu-device/") == g->stage1);
     go_on(g, stream);
-    qtest_qmp_eventwait(g->qts, "RESUME");
+    qtest_qmp_eventwait(g->v.qts, "RESUME");
 
     /* There: all that was written, and nothing that was not */
     check_memory(g);
@@ -1333,7 +1122,7 @@ static void hop(Guest *g, int nr)
 
     if (g->stage1) {
         for (i = 0; i < NR_INVALQS; i++) {
-            vq_kick(g->invalq[i]);
+            viommu_kick(&g->v, INVALQ(i));
             inval_collect(g, i);
         }
         assert_flipped(g, EDU_X86);
@@ -1504,7 +1293,7 @@ static void test_bad_stream(void)
 
     /* It was all right before */
     go_on(g, stream);
-    qtest_qmp_eventwait(g->qts, "RESUME");
+    qtest_qmp_eventwait(g->v.qts, "RESUME");
     exercise(g, 0);
     blk_finish(g);
     stop(g);
@@ -1524,15 +1313,15 @@ static void test_disk_error(void)
     blk_finish(g);
     blk_post_one(g, 1, false, 0);
     vq_kick(g->blkq);
-    qtest_clock_step(g->qts, EDU_STEP);
-    g->clock = qtest_clock_step(g->qts, EDU_STEP);
-    qtest_qmp_eventwait(g->qts, "STOP");
+    qtest_clock_step(g->v.qts, EDU_DMA_TIME_NS);
+    g->clock = qtest_clock_step(g->v.qts, EDU_DMA_TIME_NS);
+    qtest_qmp_eventwait(g->v.qts, "STOP");
     g_assert_cmpint(blk_collect(g), ==, 1);
 
     stream = migrate_to_stream(g);
     go_on(g, stream);
     g_assert_cmpint(blk_collect(g), ==, 1);
-    qtest_qmp_assert_success(g->qts, "{ 'execute': 'cont' }");
+    qtest_qmp_assert_success(g->v.qts, "{ 'execute': 'cont' }");
     blk_finish(g);
     stop(g);
 }
@@ -1550,6 +1339,7 @@ static void test_edu(void)
 {
     Guest *g = start(DISK, STAGE1_ON);
     GByteArray *stream;
+    g_autofree QPCIDevice *pdev = NULL;
     uint8_t fact[12], *p;
 
     /* The registers */
@@ -1568,30 +1358,30 @@ static void test_edu(void)
     stream = migrate_to_stream(g);
     g_byte_array_ref(stream);
     go_on(g, stream);
-    qtest_qmp_eventwait(g->qts, "RESUME");
+    qtest_qmp_eventwait(g->v.qts, "RESUME");
     g_assert_cmphex(edu_read(g, 0, 0x04), ==, (uint32_t)~0x12345678);
     g_assert_cmphex(edu_read(g, 0, 0x08), ==, 479001600);
     g_assert_cmphex(edu_read(g, 0, 0x20), ==, 0x80);
     g_assert_cmphex(edu_read(g, 0, 0x24), ==, 7);
     g_assert_cmphex(edu_read(g, 1, 0x24), ==, 0);
-    g_assert_cmphex(edu_read(g, 1, 0x98), ==, (EDU_PUT & ~EDU_RUN) | EDU_IRQ);
-    g_assert_cmphex(edu_read(g, 1, 0x80), ==, EDU_BUF);
+    g_assert_cmphex(edu_read(g, 1, 0x98), ==, EDU_DMA_TO_MEMORY | EDU_IRQ);
+    g_assert_cmphex(edu_read(g, 1, 0x80), ==, EDU_DMA_BUFFER);
     g_assert_cmphex(edu_read(g, 1, 0x88), ==, IOVA_OF(PAGE_IO(1)));
     g_assert_cmphex(edu_read(g, 1, 0x90), ==, 8);
     step(g);
 
     /* The line goes down when the last reason is gone */
+    pdev = qpci_device_find(g->v.bus, EP_EDU(0));
     edu_write(g, 0, 0x64, 6);
-    g_assert(qpci_config_readw(g->edu[0], PCI_STATUS) & PCI_STATUS_INTERRUPT);
+    g_assert(qpci_config_readw(pdev, PCI_STATUS) & PCI_STATUS_INTERRUPT);
     edu_write(g, 0, 0x64, 1);
-    g_assert(!(qpci_config_readw(g->edu[0], PCI_STATUS) &
-               PCI_STATUS_INTERRUPT));
+    g_assert(!(qpci_config_readw(pdev, PCI_STATUS) & PCI_STATUS_INTERRUPT));
 
     /*
      * A number whose factorial is yet to be computed: found by its register,
      * result and status next to each other.
      */
-    qtest_quit(g->qts);
+    qtest_quit(g->v.qts);
     stl_be_p(fact, ~0x12345678);
     stl_be_p(fact + 4, 479001600);
     stl_be_p(fact + 8, 0x80);
@@ -1600,7 +1390,7 @@ static void test_edu(void)
     stl_be_p(p + 4, 10);
     stl_be_p(p + 8, 0x81);
     go_on(g, stream);
-    qtest_qmp_eventwait(g->qts, "RESUME");
+    qtest_qmp_eventwait(g->v.qts, "RESUME");
     wait_for_factorial(g);
     g_assert_cmphex(edu_read(g, 0, 0x08), ==, 3628800);
     g_assert_cmphex(edu_read(g, 0, 0x20), ==, 0x80);
@@ -1615,10 +1405,7 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 
-    if (!qtest_has_machine("q35") || !qtest_has_device("virtio-iommu-pci") ||
-        !qtest_has_device("virtio-blk-pci") || !qtest_has_device("edu")) {
-        g_test_message("q35, virtio-iommu-pci, virtio-blk-pci or edu not "
-                       "available");
+    if (!viommu_available("virtio-blk-pci")) {
         return 0;
     }
 

@@ -19,22 +19,12 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/bitops.h"
-#include "qemu/bswap.h"
 #include "qemu/units.h"
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include "libqtest.h"
-#include "libqos/malloc-pc.h"
 #include "libqos/libqos-malloc.h"
-#include "libqos/pci.h"
-#include "libqos/pci-pc.h"
-#include "libqos/virtio.h"
-#include "libqos/virtio-pci.h"
-#include "qobject/qdict.h"
-#include "standard-headers/linux/virtio_config.h"
-#include "standard-headers/linux/virtio_ring.h"
 #include "virtio-iommu-model.h"
+#include "virtio-iommu-qtest.h"
 
 /*
  * Layout of RAM. What is ours is at the top. The addresses that are translated
@@ -57,32 +47,17 @@
 #define NR_EVENTS       16
 #define NR_INVALQS      2
 #define NR_EPS          3
-#define FIRST_SLOT      4
-#define EP(n)           ((uint32_t)QPCI_DEVFN(FIRST_SLOT + (n), 0))
 #define NR_TABLES       3
 #define NR_VAS          8
 #define NR_PAIRS        2                       /* Accesses across a boundary */
 #define MAX_OPS         48
 #define MAX_DESCS       4
-#define UNTOUCHED       0xee
 
 static const uint32_t eps[] = { EP(0), EP(1), EP(2), 0x777 };
 static const uint32_t domains[] = { 7, 9, 0xfffffffe };
 
-/* x86-64 */
-#define X86_P           BIT_ULL(0)
-#define X86_RW          BIT_ULL(1)
-#define X86_US          BIT_ULL(2)
+/* Accessed and Dirty of x86-64 */
 #define X86_AD          (BIT_ULL(5) | BIT_ULL(6))
-#define X86_PS          BIT_ULL(7)
-
-/* Arm */
-#define ARM_VALID       BIT_ULL(0)
-#define ARM_TABLE       BIT_ULL(1)
-#define ARM_EL0         BIT_ULL(6)
-#define ARM_RO          BIT_ULL(7)
-#define ARM_AF          BIT_ULL(10)
-#define ARM_NG          BIT_ULL(11)
 
 /* A sequence */
 
@@ -149,8 +124,7 @@ static const struct {
 };
 
 typedef struct Table {
-    uint16_t format;
-    uint8_t granule, input_bits, output_bits;
+    Format f;
     struct virtio_iommu_table_arm64 arm64;
     uint64_t root;
 } Table;
@@ -231,14 +205,7 @@ typedef struct Shared {
 static Shared *shared;
 
 typedef struct Stage {
-    QTestState *qts;
-    QPCIBus *bus;
-    QGuestAllocator alloc;
-    QVirtioPCIDevice *pci;
-    QVirtioDevice *dev;
-    QVirtQueue *reqq, *eventq, *invalq[NR_INVALQS];
-    QPCIDevice *edu[NR_EPS];
-    QPCIBar bar[NR_EPS];
+    VIOMMU v;
     uint64_t edu_reg[NR_EPS][3];
     uint32_t edu_buf[NR_EPS][2];        /* What is in its buffer, if known */
     bool edu_buf_known[NR_EPS];
@@ -293,7 +260,7 @@ differ(Stage *s, const char *fmt, ...)
     vsnprintf(shared->message, sizeof(shared->message), fmt, ap);
     va_end(ap);
     shared->differs = true;
-    qtest_kill_qemu(s->qts);
+    qtest_kill_qemu(s->v.qts);
     _exit(0);
 }
 
@@ -350,12 +317,6 @@ static uint64_t io_page(int ep)
 
 /* Virtqueues */
 
-typedef struct Piece {
-    uint64_t addr;
-    uint32_t len;
-    bool write;
-} Piece;
-
 static void make_available(Stage *s, QVirtQueue *vq, uint16_t head)
 {
     struct vring_avail *avail = at(s, vq->avail);
@@ -364,11 +325,6 @@ static void make_available(Stage *s, QVirtQueue *vq, uint16_t head)
     avail->ring[idx % vq->size] = cpu_to_le16(head);
     smp_wmb(); /* the entry before the index */
     avail->idx = cpu_to_le16(idx + 1);
-}
-
-static void kick(Stage *s, QVirtQueue *vq)
-{
-    s->dev->bus->virtqueue_kick(s->dev, vq);
 }
 
 static bool next_used(Stage *s, QVirtQueue *vq, uint32_t *id, uint32_t *len)
@@ -386,8 +342,9 @@ static bool next_used(Stage *s, QVirtQueue *vq, uint32_t *id, uint32_t *len)
     return true;
 }
 
-static uint32_t transfer(Stage *s, QVirtQueue *vq, const Piece *p, int nr)
+static uint32_t transfer(Stage *s, int queue, const Piece *p, int nr)
 {
+    QVirtQueue *vq = s->v.vq[queue];
     struct vring_desc *desc = at(s, vq->desc);
     uint32_t id, len;
     int i;
@@ -402,13 +359,13 @@ static uint32_t transfer(Stage *s, QVirtQueue *vq, const Piece *p, int nr)
         };
     }
     make_available(s, vq, 0);
-    kick(s, vq);
+    viommu_kick(&s->v, queue);
     /* Each round lets the main loop of QEMU run */
     for (i = 0; !next_used(s, vq, &id, &len); i++) {
         if (i == 10000) {
             differ(s, "the device does not return a buffer");
         }
-        qtest_clock_step(s->qts, 1);
+        qtest_clock_step(s->v.qts, 1);
     }
     if (id) {
         differ(s, "the device returns buffer %u, not 0", id);
@@ -420,45 +377,26 @@ static uint32_t transfer(Stage *s, QVirtQueue *vq, const Piece *p, int nr)
 
 static void driver_start(Stage *s)
 {
-    uint64_t features;
     int i;
 
-    qvirtio_start_device(s->dev);
-    features = qvirtio_get_features(s->dev);
-    features &= ~(QVIRTIO_F_BAD_FEATURE | BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) |
-                  BIT_ULL(VIRTIO_RING_F_EVENT_IDX));
-    qvirtio_set_features(s->dev, features);
-    s->reqq = qvirtqueue_setup(s->dev, &s->alloc, 0);
-    s->eventq = qvirtqueue_setup(s->dev, &s->alloc, 1);
-    for (i = 0; i < NR_INVALQS; i++) {
-        s->invalq[i] = qvirtqueue_setup(s->dev, &s->alloc,
-                                        VIRTIO_IOMMU_VQ_INVAL_FIRST + i);
-    }
-    qvirtio_set_driver_ok(s->dev);
-
+    viommu_driver_start(&s->v, VIOMMU_PLAIN_RINGS, NR_INVALQS, 0);
     for (i = 0; i < NR_EVENTS; i++) {
-        struct vring_desc *desc = at(s, s->eventq->desc);
+        struct vring_desc *desc = at(s, s->v.vq[EVENTQ]->desc);
 
         desc[i] = (struct vring_desc){
             .addr = cpu_to_le64(EVENTS + i * 64),
             .len = cpu_to_le32(sizeof(struct virtio_iommu_fault)),
             .flags = cpu_to_le16(VRING_DESC_F_WRITE),
         };
-        make_available(s, s->eventq, i);
+        make_available(s, s->v.vq[EVENTQ], i);
     }
-    kick(s, s->eventq);
+    viommu_kick(&s->v, EVENTQ);
 }
 
 static void driver_stop(Stage *s)
 {
-    int i;
-
-    qvirtio_reset(s->dev);
-    qvirtqueue_cleanup(s->dev->bus, s->reqq, &s->alloc);
-    qvirtqueue_cleanup(s->dev->bus, s->eventq, &s->alloc);
-    for (i = 0; i < NR_INVALQS; i++) {
-        qvirtqueue_cleanup(s->dev->bus, s->invalq[i], &s->alloc);
-    }
+    qvirtio_reset(s->v.dev);
+    viommu_driver_free(&s->v);
 }
 
 static void probe(Stage *s, uint32_t ep, uint8_t *status)
@@ -473,8 +411,8 @@ static void probe(Stage *s, uint32_t ep, uint8_t *status)
     };
 
     memcpy(at(s, REQ), &req, sizeof(req));
-    memset(at(s, ANSWER), UNTOUCHED, len);
-    if (transfer(s, s->reqq, p, 2) != len) {
+    memset(at(s, ANSWER), VIOMMU_UNTOUCHED, len);
+    if (transfer(s, REQQ, p, 2) != len) {
         differ(s, "PROBE has another length");
     }
     *status = *((uint8_t *)at(s, ANSWER) + s->probe_size);
@@ -493,15 +431,15 @@ static void read_config(Stage *s)
     c->ram = s->ram;
     c->ram_first = RAM_FIRST;
     c->ram_size = RAM_SIZE;
-    c->page_size_mask = qvirtio_config_readq(s->dev, 0);
-    c->input_first = qvirtio_config_readq(s->dev, 8);
-    c->input_last = qvirtio_config_readq(s->dev, 16);
-    c->domain_first = qvirtio_config_readl(s->dev, 24);
-    c->domain_last = qvirtio_config_readl(s->dev, 28);
-    s->probe_size = qvirtio_config_readl(s->dev, 32);
-    s->boot_bypass = s->bypass = qvirtio_config_readb(s->dev, 36);
-    c->max_inv_descs = qvirtio_config_readw(s->dev, 42);
-    g_assert_cmpuint(qvirtio_config_readw(s->dev, 40), ==, NR_INVALQS);
+    c->page_size_mask = qvirtio_config_readq(s->v.dev, 0);
+    c->input_first = qvirtio_config_readq(s->v.dev, 8);
+    c->input_last = qvirtio_config_readq(s->v.dev, 16);
+    c->domain_first = qvirtio_config_readl(s->v.dev, 24);
+    c->domain_last = qvirtio_config_readl(s->v.dev, 28);
+    s->probe_size = qvirtio_config_readl(s->v.dev, 32);
+    s->boot_bypass = s->bypass = qvirtio_config_readb(s->v.dev, 36);
+    c->max_inv_descs = qvirtio_config_readw(s->v.dev, 42);
+    g_assert_cmpuint(qvirtio_config_readw(s->v.dev, 40), ==, NR_INVALQS);
 
     for (ep = 0; ep < NR_EPS; ep++) {
         c->eps[c->nr_eps++] = EP(ep);
@@ -537,8 +475,8 @@ static void read_config(Stage *s)
 static Stage *start(void)
 {
     g_autofree char *path = NULL;
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(3, 0) };
     Stage *s = g_new0(Stage, 1);
+    QTestState *qts;
     uint64_t i;
     int fd;
 
@@ -548,28 +486,18 @@ static Stage *start(void)
     s->ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     g_assert(s->ram != MAP_FAILED);
     close(fd);
-    s->qts = qtest_initf("-M q35,memory-backend=ram -m 2G -nodefaults "
-                         "-object memory-backend-file,id=ram,size=2G,share=on,"
-                         "mem-path=%s "
-                         "-device virtio-iommu-pci,id=iommu,addr=3,stage1=on,"
-                         "num-invalqs=2,%s "
-                         "-device edu,addr=4,dma_mask=0xffffffffffffffff "
-                         "-device edu,addr=5,dma_mask=0xffffffffffffffff "
-                         "-device edu,addr=6,dma_mask=0xffffffffffffffff",
-                         path, shared->opts);
+    qts = qtest_initf("-M q35,memory-backend=ram -m 2G -nodefaults "
+                      "-object memory-backend-file,id=ram,size=2G,share=on,"
+                      "mem-path=%s "
+                      "-device virtio-iommu-pci,id=iommu,addr=3,stage1=on,"
+                      "num-invalqs=2,%s "
+                      EDU_DEVICE ",addr=4 " EDU_DEVICE ",addr=5 "
+                      EDU_DEVICE ",addr=6", path, shared->opts);
     unlink(path);
-    s->bus = qpci_new_pc(s->qts, NULL);
-    alloc_init(&s->alloc, ALLOC_NO_FLAGS, HEAP, REQ, 4096);
-    s->pci = virtio_pci_new(s->bus, &addr);
-    g_assert(s->pci);
-    s->dev = &s->pci->vdev;
-    qvirtio_pci_device_enable(s->pci);
-    for (i = 0; i < NR_EPS; i++) {
-        s->edu[i] = qpci_device_find(s->bus, EP(i));
-        g_assert(s->edu[i]);
-        qpci_device_enable(s->edu[i]);
-        s->bar[i] = qpci_iomap(s->edu[i], 0, NULL);
-    }
+    viommu_init(&s->v, qts, NR_EPS);
+    /* The rings are to be among what is ours */
+    alloc_destroy(&s->v.alloc);
+    alloc_init(&s->v.alloc, ALLOC_NO_FLAGS, HEAP, REQ, 4096);
     driver_start(s);
     read_config(s);
     s->shadow = g_malloc0(NR_TABLE_PAGES * PAGE_STRIDE);
@@ -581,29 +509,9 @@ static Stage *start(void)
 
 /* Tables, as a driver writes them */
 
-static bool is_x86(const Table *t)
-{
-    return t->format == VIRTIO_IOMMU_TABLE_X86_64;
-}
-
-static int table_step(const Table *t)
-{
-    return t->granule - 3;
-}
-
-static int table_top(const Table *t)
-{
-    int shift = t->granule;
-
-    while (shift + table_step(t) < t->input_bits) {
-        shift += table_step(t);
-    }
-    return shift;
-}
-
 static uint64_t table_inputs(const Table *t)
 {
-    return BIT_ULL(t->input_bits - is_x86(t));
+    return BIT_ULL(t->f.input_bits - is_x86(&t->f));
 }
 
 /* Where the endpoints find their page for IO: the end of the space */
@@ -614,9 +522,9 @@ static uint64_t io_va(const Table *t)
 
 static bool is_block(const Table *t, int shift)
 {
-    int level = (shift - t->granule) / table_step(t);
+    int level = (shift - t->f.granule) / level_bits(&t->f);
 
-    return level == 1 || (level == 2 && t->granule == 12);
+    return level == 1 || (level == 2 && t->f.granule == 12);
 }
 
 static uint64_t load(Stage *s, uint64_t pa)
@@ -648,10 +556,10 @@ static uint64_t new_page(Stage *s, const Table *t)
     } else {
         return 0;
     }
-    s->device_bits[i] = is_x86(t) ? X86_AD : 0;
+    s->device_bits[i] = is_x86(&t->f) ? X86_AD : 0;
     page = TABLES + i * PAGE_STRIDE;
-    memset(at(s, page), 0, BIT(t->granule));
-    memset(s->shadow + i * PAGE_STRIDE, 0, BIT(t->granule));
+    memset(at(s, page), 0, BIT(t->f.granule));
+    memset(s->shadow + i * PAGE_STRIDE, 0, BIT(t->f.granule));
     return page;
 }
 
@@ -674,14 +582,12 @@ static void free_page(Stage *s, uint64_t page)
     }
 }
 
-static uint64_t table_entry(const Table *t, uint64_t page)
-{
-    return page | (is_x86(t) ? X86_P | X86_RW | X86_US : ARM_VALID | ARM_TABLE);
-}
-
 static bool is_table(const Table *t, uint64_t entry)
 {
-    return is_x86(t) ? (entry & X86_P) && !(entry & X86_PS) : (entry & 3) == 3;
+    const uint64_t arm = ARM_VALID | ARM_TABLE;
+
+    return is_x86(&t->f) ? (entry & X86_P) && !(entry & X86_PS) :
+                           (entry & arm) == arm;
 }
 
 /* The table that @entry leads to, if it is one of ours, or 0 */
@@ -692,16 +598,6 @@ static uint64_t sub_table(const Table *t, uint64_t entry)
     return is_table(t, entry) && page >= TABLES &&
            page < TABLES + NR_TABLE_PAGES * PAGE_STRIDE &&
            !(page % PAGE_STRIDE) ? page : 0;
-}
-
-static uint64_t leaf_entry(const Table *t, int shift, uint64_t pa, bool ro)
-{
-    if (is_x86(t)) {
-        return pa | X86_P | X86_US | (ro ? 0 : X86_RW) |
-               (shift > 12 ? X86_PS : 0);
-    }
-    return pa | ARM_VALID | ARM_EL0 | ARM_AF | ARM_NG | (ro ? ARM_RO : 0) |
-           (shift == t->granule ? ARM_TABLE : 0);
 }
 
 /* Where leaf number @target of this size leads to */
@@ -716,12 +612,6 @@ static uint64_t leaf_target(int shift, int target, uint64_t va)
     return ((uint64_t)target << shift) % RAM_SIZE;
 }
 
-static uint64_t entry_addr(const Table *t, uint64_t page, int shift,
-                           uint64_t va)
-{
-    return page + 8 * ((va >> shift) & (BIT_ULL(table_step(t)) - 1));
-}
-
 static void note_change(Stage *s, const Table *t, int shift, uint64_t old,
                         uint64_t new)
 {
@@ -730,7 +620,7 @@ static void note_change(Stage *s, const Table *t, int shift, uint64_t old,
             s->changed = true;
             s->changed_shift = shift;
         }
-        if (shift != t->granule && (is_table(t, old) || is_table(t, new))) {
+        if (shift != t->f.granule && (is_table(t, old) || is_table(t, new))) {
             s->changed_tables = true;
         }
     }
@@ -748,7 +638,7 @@ static uint64_t new_sub_table(Stage *s, const Table *t, int shift, uint64_t old,
                               uint64_t va)
 {
     uint64_t page = new_page(s, t), pa;
-    int lower = shift - table_step(t), i;
+    int lower = shift - level_bits(&t->f), i;
 
     if (!page || !(old & 1) || !is_block(t, shift) || sub_table(t, old)) {
         return page;
@@ -761,8 +651,8 @@ static uint64_t new_sub_table(Stage *s, const Table *t, int shift, uint64_t old,
         if ((v ^ va) >> shift == 0) {
             uint64_t part = pa | (v & MAKE_64BIT_MASK(lower, shift - lower));
 
-            store(s, entry_addr(t, page, lower, v),
-                  leaf_entry(t, lower, part, false));
+            store(s, entry_in(&t->f, page, lower, v),
+                  leaf_entry(&t->f, lower, part, false));
         }
     }
     return page;
@@ -771,11 +661,11 @@ static uint64_t new_sub_table(Stage *s, const Table *t, int shift, uint64_t old,
 /* Where the entry for @va is. Makes tables. 0 if there is no page for them. */
 static uint64_t find_entry(Stage *s, const Table *t, uint64_t va, int target)
 {
-    int shift = table_top(t);
+    int shift = top_shift(&t->f);
     uint64_t page = t->root, addr, next;
 
-    for (;; shift -= table_step(t)) {
-        addr = entry_addr(t, page, shift, va);
+    for (;; shift -= level_bits(&t->f)) {
+        addr = entry_in(&t->f, page, shift, va);
         if (shift == target) {
             return addr;
         }
@@ -785,7 +675,7 @@ static uint64_t find_entry(Stage *s, const Table *t, uint64_t va, int target)
             if (!next) {
                 return 0;
             }
-            store_entry(s, t, addr, shift, table_entry(t, next));
+            store_entry(s, t, addr, shift, table_entry(&t->f, next));
         }
         page = next;
     }
@@ -795,14 +685,15 @@ static void do_set(Stage *s, const Op *op)
 {
     const Table *t = &s->seq->tables[op->f[0] % NR_TABLES];
     uint64_t va = s->seq->va[op->f[1] % NR_VAS];
-    int shift = MIN(t->granule + op->f[2] * table_step(t), table_top(t));
+    int shift = MIN(t->f.granule + op->f[2] * level_bits(&t->f),
+                    top_shift(&t->f));
     uint64_t addr, old, val = 0, sub, target = op->f[4];
 
     s->changed = false;
     s->changed_tables = false;
     s->changed_table = op->f[0] % NR_TABLES;
     /* TBX-R-3: a bad driver does not leave the upper half of x86-64 empty */
-    if (va >= (s->seq->obedient ? table_inputs(t) : BIT_ULL(t->input_bits))) {
+    if (va >= (s->seq->obedient ? table_inputs(t) : BIT_ULL(t->f.input_bits))) {
         return;
     }
     addr = find_entry(s, t, va, shift);
@@ -810,20 +701,21 @@ static void do_set(Stage *s, const Op *op)
         return;
     }
     old = load(s, addr);
-    sub = shift > t->granule ? sub_table(t, old) : 0;
+    sub = shift > t->f.granule ? sub_table(t, old) : 0;
     switch (op->f[3]) {
     case SET_NONE:
         /* Bits of an entry that is not present mean nothing */
         val = target & 1 ? old & ~1ULL : 0;
         break;
     case SET_LEAF:
-        val = leaf_entry(t, shift, leaf_target(shift, target, va), op->f[5]);
+        val = leaf_entry(&t->f, shift, leaf_target(shift, target, va),
+                         op->f[5]);
         shared->counts[C_MERGE] += sub && is_block(t, shift);
         break;
     case SET_TABLE:
     case SET_COPY:
-        if (shift == t->granule) {
-            val = leaf_entry(t, shift, leaf_target(shift, target, va),
+        if (shift == t->f.granule) {
+            val = leaf_entry(&t->f, shift, leaf_target(shift, target, va),
                              op->f[5]);
             break;
         }
@@ -832,17 +724,17 @@ static void do_set(Stage *s, const Op *op)
             return;
         }
         if (op->f[3] == SET_COPY && sub) {
-            memcpy(at(s, val), at(s, sub), BIT(t->granule));
-            memcpy(s->shadow + (val - TABLES), at(s, sub), BIT(t->granule));
+            memcpy(at(s, val), at(s, sub), BIT(t->f.granule));
+            memcpy(s->shadow + (val - TABLES), at(s, sub), BIT(t->f.granule));
             log_step("      copy the table at 0x%" PRIx64 " to 0x%" PRIx64 "\n",
                   sub, val);
         }
-        store(s, entry_addr(t, val, shift - table_step(t), va),
-              shift - table_step(t) == t->granule || is_block(t, shift) ?
-              leaf_entry(t, shift - table_step(t),
-                         leaf_target(shift - table_step(t), target, va),
+        store(s, entry_in(&t->f, val, shift - level_bits(&t->f), va),
+              shift - level_bits(&t->f) == t->f.granule || is_block(t, shift) ?
+              leaf_entry(&t->f, shift - level_bits(&t->f),
+                         leaf_target(shift - level_bits(&t->f), target, va),
                          op->f[5]) : 0);
-        val = table_entry(t, val);
+        val = table_entry(&t->f, val);
         break;
     default:
         val = old;
@@ -883,15 +775,7 @@ static void check_tables(Stage *s)
 
 static uint64_t read_stale_count(Stage *s)
 {
-    QDict *rsp = qtest_qmp(s->qts, "{ 'execute': 'qom-get', 'arguments': {"
-                           " 'path': '/machine/peripheral/iommu/virtio-backend',"
-                           " 'property': 'stale-translations' } }");
-    uint64_t count;
-
-    g_assert(qdict_haskey(rsp, "return"));
-    count = qdict_get_int(rsp, "return");
-    qobject_unref(rsp);
-    return count;
+    return viommu_property(&s->v, "stale-translations");
 }
 
 /* DMA */
@@ -936,37 +820,37 @@ static uint64_t io_pa(Stage *s, int ep, uint64_t va)
 static void edu_set(Stage *s, int ep, int reg, uint64_t val)
 {
     if (s->edu_reg[ep][reg] != val) {
-        qpci_io_writeq(s->edu[ep], s->bar[ep], 0x80 + 8 * reg, val);
+        qtest_writeq(s->v.qts, s->v.edu[ep].mmio + EDU_REG_DMA_SRC + 8 * reg,
+                     val);
         s->edu_reg[ep][reg] = val;
     }
 }
 
 static void edu_dma(Stage *s, int ep, uint64_t va, uint32_t len, bool write)
 {
-    uint64_t buffer = 0x40000;
-
-    edu_set(s, ep, 0, write ? buffer : va);
-    edu_set(s, ep, 1, write ? va : buffer);
+    edu_set(s, ep, 0, write ? EDU_DMA_BUFFER : va);
+    edu_set(s, ep, 1, write ? va : EDU_DMA_BUFFER);
     edu_set(s, ep, 2, len);
-    qpci_io_writeq(s->edu[ep], s->bar[ep], 0x98, write ? 3 : 1);
-    qtest_clock_step(s->qts, 101 * 1000 * 1000);
+    qtest_writeq(s->v.qts, s->v.edu[ep].mmio + EDU_REG_DMA_COMMAND,
+                 EDU_DMA_START | (write ? EDU_DMA_TO_MEMORY : 0));
+    qtest_clock_step(s->v.qts, EDU_DMA_TIME_NS);
 }
 
 static bool take_fault(Stage *s, struct virtio_iommu_fault *fault)
 {
     uint32_t id, len;
 
-    if (!next_used(s, s->eventq, &id, &len)) {
+    if (!next_used(s, s->v.vq[EVENTQ], &id, &len)) {
         return false;
     }
     if (id >= NR_EVENTS || len != sizeof(*fault)) {
         differ(s, "a report has length %u, in buffer %u", len, id);
     }
     memcpy(fault, at(s, EVENTS + id * 64), sizeof(*fault));
-    make_available(s, s->eventq, id);
+    make_available(s, s->v.vq[EVENTQ], id);
     /* Not each time: there are enough for what one step can cause */
     if (++s->reports % (NR_EVENTS / 2) == 0) {
-        kick(s, s->eventq);
+        viommu_kick(&s->v, EVENTQ);
     }
     shared->counts[C_REPORT]++;
     return true;
@@ -1395,8 +1279,8 @@ static void request(Stage *s, OpKind kind, const void *req, size_t len)
     count_clause(s);
     log_statuses(statuses);
     memcpy(at(s, REQ), req, len);
-    memset(at(s, ANSWER), UNTOUCHED, 16);
-    used = transfer(s, s->reqq, p, 2);
+    memset(at(s, ANSWER), VIOMMU_UNTOUCHED, 16);
+    used = transfer(s, REQQ, p, 2);
     memcpy(&tail, at(s, ANSWER), sizeof(tail));
     if (used != sizeof(tail) || tail.reserved[0] || tail.reserved[1] ||
         tail.reserved[2]) {
@@ -1442,18 +1326,13 @@ static void do_attach_table(Stage *s, const Op *op)
         struct virtio_iommu_req_attach_table req;
         uint8_t more[16];
     } r = {
-        .req.head.type = VIRTIO_IOMMU_T_ATTACH_TABLE,
-        .req.domain = cpu_to_le32(domains[op->f[1] % ARRAY_SIZE(domains)]),
-        .req.endpoint = cpu_to_le32(eps[op->f[0] % ARRAY_SIZE(eps)]),
-        .req.format = cpu_to_le16(t->format),
-        .req.granule_shift = t->granule,
-        .req.input_bits = t->input_bits,
-        .req.output_bits = t->output_bits,
-        .req.root = cpu_to_le64(t->root),
-        .req.arm64 = t->arm64,
+        .req = viommu_attach_table_req(&t->f, t->root,
+                                       domains[op->f[1] % ARRAY_SIZE(domains)],
+                                       eps[op->f[0] % ARRAY_SIZE(eps)]),
     };
     size_t len = offsetof(struct virtio_iommu_req_attach_table, tail);
 
+    r.req.arm64 = t->arm64;
     apply_patches((uint8_t *)&r.req, sizeof(r), op);
     request(s, OP_ATTACH_TABLE, &r.req, len + op->f[3]);
 }
@@ -1571,7 +1450,7 @@ static void do_invalidate(Stage *s, const Op *op)
     uint8_t *buf = (uint8_t *)&r.head, answer[80], zero[80] = { 0 };
     int nr = CLAMP(op->f[1], 0, MAX_DESCS), sent = nr, i, pieces = 0;
     size_t len, in_len = CLAMP(op->f[2], 0, 72), split = op->f[4];
-    QVirtQueue *vq = s->invalq[op->f[0] % NR_INVALQS];
+    int queue = INVALQ(op->f[0] % NR_INVALQS);
     uint32_t used, done = 0;
     uint8_t status = 0;
     ModelInval want;
@@ -1600,7 +1479,7 @@ static void do_invalidate(Stage *s, const Op *op)
     log_step("      expected used length %u, done %u\n", want.used, want.done);
     log_statuses(want.statuses);
     memcpy(at(s, REQ), buf, len);
-    memset(at(s, ANSWER), UNTOUCHED, sizeof(answer));
+    memset(at(s, ANSWER), VIOMMU_UNTOUCHED, sizeof(answer));
     /* INV-D-6: in pieces */
     if (split && split < len) {
         p[pieces++] = (Piece){ REQ, split, false };
@@ -1614,14 +1493,14 @@ static void do_invalidate(Stage *s, const Op *op)
     } else if (in_len) {
         p[pieces++] = (Piece){ ANSWER, in_len, true };
     }
-    used = transfer(s, vq, p, pieces);
+    used = transfer(s, queue, p, pieces);
     memcpy(answer, at(s, ANSWER), sizeof(answer));
 
     if (used != want.used) {
         differ(s, "INVALIDATE: used length %u; expected %u", used, want.used);
     }
     for (i = used; i < sizeof(answer); i++) {
-        if (answer[i] != UNTOUCHED) {
+        if (answer[i] != VIOMMU_UNTOUCHED) {
             differ(s, "INVALIDATE: the device has written to byte %d", i);
         }
     }
@@ -1649,8 +1528,7 @@ static void do_invalidate(Stage *s, const Op *op)
 
 static void set_bypass(Stage *s, bool bypass)
 {
-    qpci_io_writeb(s->pci->pdev, s->pci->bar, s->pci->device_cfg_offset +
-                   offsetof(struct virtio_iommu_config, bypass), bypass);
+    viommu_set_bypass(&s->v, bypass);
     s->bypass = bypass;
     model_set_bypass(s->model, bypass);
 }
@@ -1659,7 +1537,7 @@ static void do_reset(Stage *s)
 {
     driver_stop(s);
     driver_start(s);
-    s->bypass = qvirtio_config_readb(s->dev,
+    s->bypass = qvirtio_config_readb(s->v.dev,
                                      offsetof(struct virtio_iommu_config,
                                               bypass));
     model_reset(s->model, s->bypass);
@@ -1795,17 +1673,17 @@ static uint64_t rnd64(Stage *s)
 
 static void random_table(Stage *s, Table *t)
 {
-    *t = (Table){ .granule = 12 };
+    *t = (Table){ .f.granule = 12 };
     if (chance(s, 50)) {
-        t->format = VIRTIO_IOMMU_TABLE_X86_64;
-        t->input_bits = PICK(s, 48, 57);
-        t->output_bits = PICK(s, 52, 46, 40, 32);
+        t->f.format = VIRTIO_IOMMU_TABLE_X86_64;
+        t->f.input_bits = PICK(s, 48, 57);
+        t->f.output_bits = PICK(s, 52, 46, 40, 32);
         return;
     }
-    t->format = VIRTIO_IOMMU_TABLE_ARM64_S1;
-    t->granule = PICK(s, 12, 12, 14, 16);
-    t->input_bits = PICK(s, 48, 48, 42, 39, 36, 32, 31, 30, 28, 25);
-    t->output_bits = PICK(s, 32, 36, 40, 42, 44, 48);
+    t->f.format = VIRTIO_IOMMU_TABLE_ARM64_S1;
+    t->f.granule = PICK(s, 12, 12, 14, 16);
+    t->f.input_bits = PICK(s, 48, 48, 42, 39, 36, 32, 31, 30, 28, 25);
+    t->f.output_bits = PICK(s, 32, 36, 40, 42, 44, 48);
     t->arm64.mair = cpu_to_le64(0xff44);
     t->arm64.sh = PICK(s, 0, 2, 3);
     t->arm64.orgn = rnd(s, 4);
@@ -1997,9 +1875,9 @@ static struct virtio_iommu_inv_desc random_desc(Stage *s, const Focus *f,
     uint32_t domain = random_domain(s, f);
     const Table *t = table_of(s, domain) ?: &s->seq->tables[f->table];
     uint64_t va = s->seq->va[near(s, f->va, NR_VAS)];
-    uint64_t g = BIT_ULL(t->granule), start, last;
+    uint64_t g = BIT_ULL(t->f.granule), start, last;
     struct virtio_iommu_inv_desc d = { .domain = cpu_to_le32(domain) };
-    int shift = t->granule, kind;
+    int shift = t->f.granule, kind;
 
     if (chance(s, 20)) {
         d.scope = VIRTIO_IOMMU_INV_S_DOMAIN;
@@ -2010,7 +1888,7 @@ static struct virtio_iommu_inv_desc random_desc(Stage *s, const Focus *f,
         }
         kind = rnd(s, 12);
         if (chance(s, 30) || kind >= 10) {
-            shift += (1 + rnd(s, 3)) * table_step(t);
+            shift += (1 + rnd(s, 3)) * level_bits(&t->f);
         }
         start = va & ~(BIT_ULL(shift) - 1);
         last = start + (BIT_ULL(shift) - 1);
@@ -2048,7 +1926,7 @@ static struct virtio_iommu_inv_desc random_desc(Stage *s, const Focus *f,
         d.start = cpu_to_le64(start);
         d.last = cpu_to_le64(last);
         if (chance(s, 40)) {
-            d.leaf_shift = chance(s, 60) ? t->granule :
+            d.leaf_shift = chance(s, 60) ? t->f.granule :
                            PICK(s, 16, 17, 21, 22, 25, 29, 30, 31, 39, 63);
         }
     }
@@ -2166,7 +2044,7 @@ static int random_va_of(Stage *s, const Table *t, int focus)
 {
     int va = near(s, focus, NR_VAS), i;
 
-    for (i = 0; i < 3 && s->seq->va[va] >= BIT_ULL(t->input_bits); i++) {
+    for (i = 0; i < 3 && s->seq->va[va] >= BIT_ULL(t->f.input_bits); i++) {
         va = rnd(s, NR_VAS);
     }
     return va;
@@ -2190,9 +2068,9 @@ static void random_set(Stage *s, Op *op, Focus *f)
     if (op->f[3] == SET_KEEP && chance(s, 50)) {
         /* Permission to write, at any level */
         op->f[2] = rnd(s, 4);
-        op->f[6] = is_x86(t) ? 1LL << 1 : op->f[2] ? 1LL << 62 : 1LL << 7;
+        op->f[6] = is_x86(&t->f) ? 1LL << 1 : op->f[2] ? 1LL << 62 : 1LL << 7;
     } else if (op->f[3] == SET_KEEP || chance(s, 12)) {
-        op->f[6] = 1LL << (is_x86(t) ?
+        op->f[6] = 1LL << (is_x86(&t->f) ?
                    PICK(s, 1, 1, 1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 20, 29, 32, 40,
                         46, 51, 52, 62, 63) :
                    PICK(s, 1, 2, 5, 6, 7, 7, 9, 10, 11, 12, 13, 14, 15, 20, 32,
@@ -2358,11 +2236,11 @@ static void set_up(Stage *s)
         }
         t->root = new_page(s, t);
         log_step("  table %d: format 0x%x granule_shift %u input_bits %u "
-              "output_bits %u root 0x%" PRIx64 "\n", i, t->format, t->granule,
-              t->input_bits, t->output_bits, t->root);
-        for (j = 0; j < NR_EPS * 4096; j += BIT(t->granule)) {
-            store(s, find_entry(s, t, io_va(t) + j, t->granule),
-                  leaf_entry(t, t->granule, IO_PAGES + j, false));
+              "output_bits %u root 0x%" PRIx64 "\n", i, t->f.format,
+              t->f.granule, t->f.input_bits, t->f.output_bits, t->root);
+        for (j = 0; j < NR_EPS * 4096; j += BIT(t->f.granule)) {
+            store(s, find_entry(s, t, io_va(t) + j, t->f.granule),
+                  leaf_entry(&t->f, t->f.granule, IO_PAGES + j, false));
         }
         for (j = 0; j < NR_EPS; j++) {
             model_track(s->model, io_va(t) + j * 4096);
@@ -2519,7 +2397,7 @@ static bool run(void)
                 shared->finished++;
             }
         }
-        qtest_quit(s->qts);
+        qtest_quit(s->v.qts);
         _exit(0);
     }
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
@@ -2782,9 +2660,7 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
 
-    if (!qtest_has_machine("q35") || !qtest_has_device("virtio-iommu-pci") ||
-        !qtest_has_device("edu")) {
-        g_test_message("q35, virtio-iommu-pci or edu not available");
+    if (!viommu_available(NULL)) {
         return 0;
     }
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,

@@ -10,28 +10,14 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/bitops.h"
-#include "qemu/bswap.h"
 #include "qemu/units.h"
-#include "libqtest.h"
-#include "libqos/malloc-pc.h"
-#include "libqos/pci.h"
-#include "libqos/pci-pc.h"
-#include "libqos/virtio.h"
-#include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
 #include "qobject/qnum.h"
 #include "standard-headers/linux/pci_regs.h"
-#include "standard-headers/linux/virtio_config.h"
-#include "standard-headers/linux/virtio_iommu_stage1.h"
-#include "standard-headers/linux/virtio_pci.h"
+#include "virtio-iommu-qtest.h"
 
-/* System memory. The rings are below. */
-#define REQ             0x1000000       /* What the device reads of a request */
-#define ANSWER          0x1010000       /* What it writes */
-#define EVENTS          0x1020000
-#define TABLES          0x1100000       /* Allocated upwards */
+/* System memory, beside what all tests have there */
 #define PAGE_A          0x2000000ULL
 #define PAGE_B          0x2010000ULL
 #define MANY            0x3000000       /* Requests and answers of the same */
@@ -40,23 +26,15 @@
 #define WINDOW          0x8000000ULL    /* An IDENTITY window of 1 MiB */
 #define WINDOW_SIZE     (1 * MiB)
 
-#define REQQ            0
-#define EVENTQ          1
-#define INVALQ(n)       (VIRTIO_IOMMU_VQ_INVAL_FIRST + (n))
-#define NR_QUEUES       5               /* Three of them for invalidations */
+#define NR_INVALQS      3
+#define NR_QUEUES       INVALQ(NR_INVALQS)
 #define NR_EVENTS       8
-#define IOMMU_SLOT      3
-#define EDU_SLOT        4
 #define PORT_SLOT       5
-#define EP_EDU          ((uint32_t)QPCI_DEVFN(EDU_SLOT, 0))
+#define EP_IOMMU        QPCI_DEVFN(VIOMMU_SLOT, 0)
+#define EP_EDU          EP(0)
 #define EP_PORT         0x100           /* Behind the root port */
 #define DOMAIN          7
 #define OTHER           9
-#define TIMEOUT_US      (10 * G_USEC_PER_SEC)
-
-#define X86_P           BIT_ULL(0)
-#define X86_RW          BIT_ULL(1)
-#define X86_US          BIT_ULL(2)
 
 #define IOMMU           "virtio-iommu-pci,id=iommu,addr=3,boot-bypass=off"
 #define IOMMU_STAGE1    IOMMU ",stage1=on,num-invalqs=3"
@@ -68,387 +46,172 @@
 #define IOMMU_WINDOW    IOMMU_JSON JSON_STAGE1 \
                         JSON_REGIONS("\"0x8000000:0x80fffff:32\"") JSON_END
 
-typedef struct Fixture {
-    QTestState *qts;
-    QPCIBus *bus;
-    QGuestAllocator alloc;
-    QVirtioPCIDevice *pci;
-    QVirtioDevice *dev;
-    QVirtQueue *vq[NR_QUEUES];
-    QPCIDevice *edu;
-    QPCIBar bar;
-    uint64_t next_table;
-} Fixture;
+static const Format x86 = { NULL, VIRTIO_IOMMU_TABLE_X86_64, 12, 48, 52 };
 
-/* Memory, always in little endian */
-
-static uint64_t get(Fixture *f, uint64_t addr)
+static uint64_t get(VIOMMU *v, uint64_t addr)
 {
-    uint64_t val;
-
-    qtest_memread(f->qts, addr, &val, sizeof(val));
-    return le64_to_cpu(val);
+    return qtest_readq(v->qts, addr);
 }
 
-static void set(Fixture *f, uint64_t addr, uint64_t val)
+static void set(VIOMMU *v, uint64_t addr, uint64_t val)
 {
-    val = cpu_to_le64(val);
-    qtest_memwrite(f->qts, addr, &val, sizeof(val));
+    qtest_writeq(v->qts, addr, val);
 }
 
 /* Start and stop */
 
-static void setup_queue(Fixture *f, int i, bool msix)
-{
-    f->vq[i] = qvirtqueue_setup(f->dev, &f->alloc, i);
-    if (msix) {
-        qvirtqueue_pci_msix_setup(f->pci, (QVirtQueuePCI *)f->vq[i], &f->alloc,
-                                  1 + i);
-    }
-}
-
 /* Set up queues 0, 1, and from @first_invalq. @msix: with vectors from 1 */
-static void driver_start_queues(Fixture *f, bool stage1, bool msix,
+static void driver_start_queues(VIOMMU *v, bool stage1, bool msix,
                                 int first_invalq)
 {
-    uint64_t features;
     int i;
 
-    qvirtio_start_device(f->dev);
-    features = qvirtio_get_features(f->dev);
-    features &= ~(QVIRTIO_F_BAD_FEATURE | BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) |
-                  BIT_ULL(VIRTIO_RING_F_EVENT_IDX));
-    if (!stage1) {
-        features &= ~BIT_ULL(VIRTIO_IOMMU_F_STAGE1);
-    }
-    qvirtio_set_features(f->dev, features);
-    setup_queue(f, REQQ, msix);
-    setup_queue(f, EVENTQ, msix);
-    for (i = first_invalq; stage1 && i < NR_QUEUES; i++) {
-        setup_queue(f, i, msix);
-    }
-    qvirtio_set_driver_ok(f->dev);
-
-    for (i = 0; i < NR_EVENTS; i++) {
-        qvirtqueue_kick(f->qts, f->dev, f->vq[EVENTQ],
-                        qvirtqueue_add(f->qts, f->vq[EVENTQ], EVENTS + i * 64,
-                                       sizeof(struct virtio_iommu_fault), true,
-                                       false));
-    }
-}
-
-static void driver_start(Fixture *f, bool stage1, bool msix)
-{
-    driver_start_queues(f, stage1, msix, INVALQ(0));
-}
-
-static void driver_free(Fixture *f)
-{
-    int i;
-
-    for (i = 0; i < NR_QUEUES; i++) {
-        if (f->vq[i]) {
-            qvirtqueue_cleanup(f->dev->bus, f->vq[i], &f->alloc);
-            f->vq[i] = NULL;
+    viommu_negotiate(v, VIOMMU_PLAIN_RINGS | (stage1 ? 0 : VIOMMU_NO_STAGE1));
+    for (i = 0; i < (stage1 ? NR_QUEUES : INVALQ(0)); i++) {
+        if (i >= INVALQ(0) && i < first_invalq) {
+            continue;
+        }
+        viommu_enable_queue(v, i);
+        if (msix) {
+            qvirtqueue_pci_msix_setup(v->pci, (QVirtQueuePCI *)v->vq[i],
+                                      &v->alloc, 1 + i);
         }
     }
+    qvirtio_set_driver_ok(v->dev);
+    viommu_add_events(v, NR_EVENTS);
+}
+
+static void driver_start(VIOMMU *v, bool stage1, bool msix)
+{
+    driver_start_queues(v, stage1, msix, INVALQ(0));
 }
 
 /* The driver has not started yet. */
-static Fixture *boot(const char *iommu, const char *more)
+static VIOMMU *boot(const char *iommu, const char *more)
 {
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(IOMMU_SLOT, 0) };
-    Fixture *f = g_new0(Fixture, 1);
+    VIOMMU *v = g_new0(VIOMMU, 1);
 
-    f->qts = qtest_initf("-M q35 -m 2G -nodefaults -device %s "
-                         "-device edu,addr=%d,dma_mask=0xffffffffffffffff %s",
-                         iommu, EDU_SLOT, more);
-    f->bus = qpci_new_pc(f->qts, NULL);
-    pc_alloc_init(&f->alloc, f->qts, ALLOC_NO_FLAGS);
-    f->pci = virtio_pci_new(f->bus, &addr);
-    g_assert(f->pci);
-    f->dev = &f->pci->vdev;
-    qvirtio_pci_device_enable(f->pci);
-    f->edu = qpci_device_find(f->bus, QPCI_DEVFN(EDU_SLOT, 0));
-    g_assert(f->edu);
-    qpci_device_enable(f->edu);
-    f->bar = qpci_iomap(f->edu, 0, NULL);
-    f->next_table = TABLES;
-    set(f, PAGE_A, PAGE_A);
-    set(f, PAGE_B, PAGE_B);
-    return f;
+    viommu_init(v, qtest_initf("-M q35 -m 2G -nodefaults -device %s "
+                               EDU_DEVICE ",addr=4 %s", iommu, more), 1);
+    set(v, PAGE_A, PAGE_A);
+    set(v, PAGE_B, PAGE_B);
+    return v;
 }
 
-static Fixture *start(const char *iommu, bool stage1)
+static VIOMMU *start(const char *iommu, bool stage1)
 {
-    Fixture *f = boot(iommu, "");
+    VIOMMU *v = boot(iommu, "");
 
-    driver_start(f, stage1, false);
-    return f;
+    driver_start(v, stage1, false);
+    return v;
 }
 
-static void stop(Fixture *f)
+static void stop(VIOMMU *v)
 {
-    driver_free(f);
-    g_free(f->edu);
-    g_free(f->pci->pdev);
-    g_free(f->pci);
-    alloc_destroy(&f->alloc);
-    qpci_free_pc(f->bus);
-    qtest_quit(f->qts);
-    g_free(f);
+    viommu_free(v);
+    qtest_quit(v->qts);
+    g_free(v);
 }
 
 /* Requests */
 
 /* Wait for @nr used buffers. Returns the length of the last. */
-static uint32_t wait_used(Fixture *f, QVirtQueue *vq, int nr)
+static uint32_t wait_used(VIOMMU *v, QVirtQueue *vq, int nr)
 {
     gint64 begin = g_get_monotonic_time();
     uint32_t len = 0;
 
     while (nr) {
-        if (qvirtqueue_get_buf(f->qts, vq, NULL, &len)) {
+        if (qvirtqueue_get_buf(v->qts, vq, NULL, &len)) {
             nr--;
         }
-        g_assert(g_get_monotonic_time() - begin < TIMEOUT_US);
+        g_assert(g_get_monotonic_time() - begin < VIOMMU_TIMEOUT_US);
     }
     return len;
 }
 
-/* One request at a time. Returns the used length. */
-static uint32_t request(Fixture *f, int queue, const void *out, size_t out_len,
-                        size_t in_len)
-{
-    QVirtQueue *vq = f->vq[queue];
-    uint32_t head;
-
-    vq->free_head = 0;
-    vq->num_free = vq->size;
-    qtest_memwrite(f->qts, REQ, out, out_len);
-    qtest_memset(f->qts, ANSWER, 0xee, in_len);
-    head = qvirtqueue_add(f->qts, vq, REQ, out_len, false, true);
-    qvirtqueue_add(f->qts, vq, ANSWER, in_len, true, false);
-    qvirtqueue_kick(f->qts, f->dev, vq, head);
-    return wait_used(f, vq, 1);
-}
-
-/* Of a request on the request queue with a plain tail */
-static uint8_t status_of(Fixture *f, const void *out, size_t out_len)
-{
-    struct virtio_iommu_req_tail tail;
-
-    g_assert_cmpuint(request(f, REQQ, out, out_len, sizeof(tail)), ==,
-                     sizeof(tail));
-    qtest_memread(f->qts, ANSWER, &tail, sizeof(tail));
-    return tail.status;
-}
-
-static uint8_t attach(Fixture *f, uint32_t domain, uint32_t ep, uint32_t flags)
-{
-    struct virtio_iommu_req_attach req = {
-        .head.type = VIRTIO_IOMMU_T_ATTACH,
-        .domain = cpu_to_le32(domain),
-        .endpoint = cpu_to_le32(ep),
-        .flags = cpu_to_le32(flags),
-    };
-
-    return status_of(f, &req, offsetof(typeof(req), tail));
-}
-
-static uint8_t detach(Fixture *f, uint32_t domain, uint32_t ep)
-{
-    struct virtio_iommu_req_detach req = {
-        .head.type = VIRTIO_IOMMU_T_DETACH,
-        .domain = cpu_to_le32(domain),
-        .endpoint = cpu_to_le32(ep),
-    };
-
-    return status_of(f, &req, offsetof(typeof(req), tail));
-}
-
-static uint8_t map(Fixture *f, uint32_t domain, uint64_t iova, uint64_t last,
+static uint8_t map(VIOMMU *v, uint32_t domain, uint64_t iova, uint64_t last,
                    uint64_t pa)
 {
-    struct virtio_iommu_req_map req = {
-        .head.type = VIRTIO_IOMMU_T_MAP,
-        .domain = cpu_to_le32(domain),
-        .virt_start = cpu_to_le64(iova),
-        .virt_end = cpu_to_le64(last),
-        .phys_start = cpu_to_le64(pa),
-        .flags = cpu_to_le32(VIRTIO_IOMMU_MAP_F_READ |
-                             VIRTIO_IOMMU_MAP_F_WRITE),
-    };
-
-    return status_of(f, &req, offsetof(typeof(req), tail));
+    return viommu_map(v, domain, iova, last, pa, VIOMMU_MAP_RW);
 }
 
-static struct virtio_iommu_req_attach_table attach_table_req(uint64_t root,
-                                                             uint32_t ep)
+static uint8_t attach_table(VIOMMU *v, uint64_t root, uint32_t ep)
 {
-    return (struct virtio_iommu_req_attach_table){
-        .head.type = VIRTIO_IOMMU_T_ATTACH_TABLE,
-        .domain = cpu_to_le32(DOMAIN),
-        .endpoint = cpu_to_le32(ep),
-        .format = cpu_to_le16(VIRTIO_IOMMU_TABLE_X86_64),
-        .granule_shift = 12,
-        .input_bits = 48,
-        .output_bits = 52,
-        .root = cpu_to_le64(root),
-    };
+    return viommu_attach_table(v, &x86, root, DOMAIN, ep);
 }
 
-static uint8_t send_attach_table(Fixture *f,
-                                 const struct virtio_iommu_req_attach_table *r)
+/* @nr times the same descriptor */
+static Inval *new_inval(int nr, uint8_t scope, uint32_t domain)
 {
-    return status_of(f, r, offsetof(typeof(*r), tail));
-}
+    struct virtio_iommu_inv_desc desc = inv_domain(domain);
 
-static uint8_t attach_table(Fixture *f, uint64_t root, uint32_t ep)
-{
-    struct virtio_iommu_req_attach_table req = attach_table_req(root, ep);
-
-    return send_attach_table(f, &req);
-}
-
-static uint8_t detach_table(Fixture *f, uint32_t domain, uint32_t ep)
-{
-    struct virtio_iommu_req_detach_table req = {
-        .head.type = VIRTIO_IOMMU_T_DETACH_TABLE,
-        .domain = cpu_to_le32(domain),
-        .endpoint = cpu_to_le32(ep),
-    };
-
-    return status_of(f, &req, offsetof(typeof(req), tail));
-}
-
-/* INVALIDATE with @nr times the same descriptor */
-typedef struct Inval {
-    struct virtio_iommu_req_invalidate head;
-    struct virtio_iommu_inv_desc desc[256];
-} QEMU_PACKED Inval;
-
-static size_t inval_init(Inval *inv, int nr, uint8_t scope, uint32_t domain)
-{
-    int i;
-
-    memset(inv, 0, sizeof(*inv));
-    inv->head.type = VIRTIO_IOMMU_T_INVALIDATE;
-    inv->head.nr = cpu_to_le16(nr);
-    for (i = 0; i < nr; i++) {
-        inv->desc[i].domain = cpu_to_le32(domain);
-        inv->desc[i].scope = scope;
-        if (scope == VIRTIO_IOMMU_INV_S_RANGE) {
-            inv->desc[i].start = cpu_to_le64(IOVA);
-            inv->desc[i].last = cpu_to_le64(IOVA + 0xfff);
-        }
+    if (scope == VIRTIO_IOMMU_INV_S_RANGE) {
+        desc = inv_range(domain, IOVA, 4 * KiB, 0, 0);
     }
-    return offsetof(Inval, desc) + nr * sizeof(inv->desc[0]);
+    desc.scope = scope;
+    return inval_new(nr, desc);
 }
 
-static uint8_t inval_status(Fixture *f, int queue, const Inval *inv,
+static uint8_t inval_status(VIOMMU *v, int queue, const Inval *inv,
                             size_t len)
 {
-    struct virtio_iommu_inv_tail tail;
+    uint32_t done;
 
-    g_assert_cmpuint(request(f, queue, inv, len, sizeof(tail)), ==,
-                     sizeof(tail));
-    qtest_memread(f->qts, ANSWER, &tail, sizeof(tail));
-    return tail.status;
+    return viommu_invalidate(v, queue, inv, len, &done);
 }
 
-static uint8_t invalidate(Fixture *f, int queue, int nr, uint8_t scope,
+static uint8_t invalidate(VIOMMU *v, int queue, int nr, uint8_t scope,
                           uint32_t domain)
 {
-    g_autofree Inval *inv = g_new(Inval, 1);
-    size_t len = inval_init(inv, nr, scope, domain);
+    g_autofree Inval *inv = new_inval(nr, scope, domain);
 
-    return inval_status(f, queue, inv, len);
+    return inval_status(v, queue, inv, inval_len(nr));
 }
 
-#define assert_ok(status) g_assert_cmpuint(status, ==, VIRTIO_IOMMU_S_OK)
+/* Tables */
 
-/* x86-64 tables with 4 levels */
-
-static uint64_t new_table(Fixture *f)
+static uint64_t new_table(VIOMMU *v)
 {
-    uint64_t page = f->next_table;
-
-    f->next_table += 4 * KiB;
-    qtest_memset(f->qts, page, 0, 4 * KiB);
-    return page;
+    return viommu_new_table(v, &x86);
 }
 
-static void map_page(Fixture *f, uint64_t root, uint64_t iova, uint64_t pa)
+static void map_page(VIOMMU *v, uint64_t root, uint64_t iova, uint64_t pa)
 {
-    uint64_t page = root, entry;
-    int shift;
-
-    for (shift = 39; ; shift -= 9) {
-        entry = page + 8 * extract64(iova, shift, 9);
-        if (shift == 12) {
-            break;
-        }
-        if (!get(f, entry)) {
-            set(f, entry, new_table(f) | X86_P | X86_RW | X86_US);
-        }
-        page = get(f, entry) & ~0xfffULL;
-    }
-    set(f, entry, pa ? pa | X86_P | X86_RW | X86_US : 0);
+    set(v, viommu_entry_at(v, &x86, root, iova, 12),
+        pa ? leaf_entry(&x86, 12, pa, false) : 0);
 }
 
 /* A table with PAGE_A at IOVA */
-static uint64_t new_root(Fixture *f)
+static uint64_t new_root(VIOMMU *v)
 {
-    uint64_t root = new_table(f);
+    uint64_t root = new_table(v);
 
-    map_page(f, root, IOVA, PAGE_A);
+    map_page(v, root, IOVA, PAGE_A);
     return root;
 }
 
 /* DMA */
 
-static void edu_dma(Fixture *f, uint64_t src, uint64_t dst, uint64_t cmd)
-{
-    qpci_io_writeq(f->edu, f->bar, 0x80, src);
-    qpci_io_writeq(f->edu, f->bar, 0x88, dst);
-    qpci_io_writeq(f->edu, f->bar, 0x90, 8);
-    qpci_io_writeq(f->edu, f->bar, 0x98, cmd);
-    qtest_clock_step(f->qts, 101 * 1000 * 1000);
-    g_assert_cmphex(qpci_io_readq(f->edu, f->bar, 0x98) & 1, ==, 0);
-}
-
 /* Memory to the buffer of edu, and back */
-static void edu_get(Fixture *f, uint64_t iova)
+static void edu_get(VIOMMU *v, uint64_t iova)
 {
-    edu_dma(f, iova, 0x40000, 1);
+    edu_dma_read(&v->edu[0], iova, 8);
 }
 
-static void edu_put(Fixture *f, uint64_t iova)
+static void edu_put(VIOMMU *v, uint64_t iova)
 {
-    edu_dma(f, 0x40000, iova, 3);
-}
-
-static bool take_fault(Fixture *f, struct virtio_iommu_fault *fault)
-{
-    uint32_t d;
-
-    if (!qvirtqueue_get_buf(f->qts, f->vq[EVENTQ], &d, NULL)) {
-        return false;
-    }
-    qtest_memread(f->qts, EVENTS + d * 64, fault, sizeof(*fault));
-    qvirtqueue_kick(f->qts, f->dev, f->vq[EVENTQ], d);
-    return true;
+    edu_dma_write(&v->edu[0], iova, 8);
 }
 
 /* QEMU makes two accesses of the 8 bytes if the first does not go to memory. */
-static void expect_fault(Fixture *f, uint32_t ep, uint64_t iova, uint8_t reason,
+static void expect_fault(VIOMMU *v, uint32_t ep, uint64_t iova, uint8_t reason,
                          uint32_t flag)
 {
     struct virtio_iommu_fault fault;
     int nr = 0;
 
-    while (take_fault(f, &fault)) {
+    while (viommu_take_fault(v, &fault)) {
         g_assert_cmphex(le64_to_cpu(fault.address), ==, iova + 4 * nr);
         g_assert_cmphex(le32_to_cpu(fault.flags), ==,
                         VIRTIO_IOMMU_FAULT_F_ADDRESS | flag);
@@ -459,34 +222,34 @@ static void expect_fault(Fixture *f, uint32_t ep, uint64_t iova, uint8_t reason,
     g_assert(nr == 1 || nr == 2);
 }
 
-static void expect_fault_of_read(Fixture *f, uint32_t ep, uint64_t iova,
+static void expect_fault_of_read(VIOMMU *v, uint32_t ep, uint64_t iova,
                                  uint8_t reason)
 {
-    edu_get(f, iova);
-    expect_fault(f, ep, iova, reason, VIRTIO_IOMMU_FAULT_F_READ);
+    edu_get(v, iova);
+    expect_fault(v, ep, iova, reason, VIRTIO_IOMMU_FAULT_F_READ);
 }
 
 /* Whether DMA to @iova goes to @page. Afterwards there is 0. */
-static bool writes_to(Fixture *f, uint64_t iova, uint64_t page)
+static bool writes_to(VIOMMU *v, uint64_t iova, uint64_t page)
 {
     struct virtio_iommu_fault fault;
     bool hit;
 
-    set(f, page, UINT64_MAX);
-    edu_put(f, iova);
-    hit = get(f, page) != UINT64_MAX;
-    while (take_fault(f, &fault)) {
+    set(v, page, UINT64_MAX);
+    edu_put(v, iova);
+    hit = get(v, page) != UINT64_MAX;
+    while (viommu_take_fault(v, &fault)) {
         g_assert(!hit);
     }
-    set(f, page, 0);
+    set(v, page, 0);
     return hit;
 }
 
 /* QMP */
 
-static QDict *query(Fixture *f)
+static QDict *query(VIOMMU *v)
 {
-    QDict *rsp = qtest_qmp(f->qts, "{ 'execute': 'x-query-virtio-iommu' }");
+    QDict *rsp = qtest_qmp(v->qts, "{ 'execute': 'x-query-virtio-iommu' }");
     QList *list = qdict_get_qlist(rsp, "return");
     QDict *info;
 
@@ -508,41 +271,19 @@ static QDict *queue_info(QDict *info, int nr)
     return qobject_to(QDict, qlist_entry_obj(e));
 }
 
-static int64_t queue_counter(Fixture *f, int nr, const char *name)
+static int64_t queue_counter(VIOMMU *v, int nr, const char *name)
 {
-    QDict *info = query(f);
+    QDict *info = query(v);
     int64_t val = qdict_get_int(queue_info(info, nr), name);
 
     qobject_unref(info);
     return val;
 }
 
-static void qmp_ok(Fixture *f, const char *cmd)
+static void qmp_ok(VIOMMU *v, const char *cmd)
 {
-    QDict *rsp = qtest_qmp(f->qts, "{ 'execute': %s }", cmd);
-
-    g_assert(qdict_haskey(rsp, "return"));
-    qobject_unref(rsp);
-}
-
-/* QEMU does not start, and says why. */
-static void expect_error(const char *iommu, const char *expected)
-{
-    g_autofree char *cmd = g_strdup_printf(
-        "exec %s -M q35 -accel qtest -display none -nodefaults -device %s "
-        /* If QEMU gets this far, it stops here */
-        "-device '{\"driver\":\"no-such-device\"}'",
-        qtest_qemu_binary(NULL), iommu);
-    const char *argv[] = { "/bin/sh", "-c", cmd, NULL };
-    g_autofree char *err = NULL;
-    int status;
-
-    g_assert(g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_STDOUT_TO_DEV_NULL,
-                          NULL, NULL, NULL, &err, &status, NULL));
-    g_assert(WIFEXITED(status) && WEXITSTATUS(status));
-    if (!strstr(err, expected)) {
-        g_error("expected '%s', got '%s'", expected, err);
-    }
+    qobject_unref(qtest_qmp_assert_success_ref(v->qts, "{ 'execute': %s }",
+                                               cmd));
 }
 
 /* Tests: MSI-X */
@@ -564,32 +305,33 @@ static void test_vectors(void)
     int i;
 
     for (i = 0; i < ARRAY_SIZE(cases); i++) {
-        Fixture *f = boot(cases[i].iommu, "");
-        bool msix = qpci_find_capability(f->pci->pdev, PCI_CAP_ID_MSIX, 0);
+        VIOMMU *v = boot(cases[i].iommu, "");
+        bool msix = qpci_find_capability(v->pci->pdev, PCI_CAP_ID_MSIX, 0);
 
         g_assert(msix == !!cases[i].vectors);
         if (msix) {
-            qpci_msix_enable(f->pci->pdev);
-            g_assert_cmpuint(qpci_msix_table_size(f->pci->pdev), ==,
+            qpci_msix_enable(v->pci->pdev);
+            g_assert_cmpuint(qpci_msix_table_size(v->pci->pdev), ==,
                              cases[i].vectors);
         }
-        stop(f);
+        stop(v);
     }
-    expect_error("virtio-iommu-pci,vectors=3", "vectors needs stage1=on");
+    viommu_expect_error("virtio-iommu-pci,vectors=3",
+                        "vectors needs stage1=on");
 }
 
 /* Whether there was an interrupt for the queue since the last look */
-static bool take_interrupt(Fixture *f, int queue)
+static bool take_interrupt(VIOMMU *v, int queue)
 {
-    return f->dev->bus->get_queue_isr_status(f->dev, f->vq[queue]);
+    return v->dev->bus->get_queue_isr_status(v->dev, v->vq[queue]);
 }
 
-static void expect_interrupt(Fixture *f, int queue)
+static void expect_interrupt(VIOMMU *v, int queue)
 {
     int i;
 
     for (i = 0; i < NR_QUEUES; i++) {
-        g_assert(take_interrupt(f, i) == (i == queue));
+        g_assert(take_interrupt(v, i) == (i == queue));
     }
 }
 
@@ -599,26 +341,26 @@ static void expect_interrupt(Fixture *f, int queue)
  */
 static void test_interrupts(void)
 {
-    Fixture *f = boot(IOMMU_STAGE1, "");
+    VIOMMU *v = boot(IOMMU_STAGE1, "");
     int i;
 
-    qpci_msix_enable(f->pci->pdev);
-    driver_start(f, true, true);
+    qpci_msix_enable(v->pci->pdev);
+    driver_start(v, true, true);
 
-    expect_interrupt(f, -1);
+    expect_interrupt(v, -1);
     for (i = INVALQ(0); i < NR_QUEUES; i++) {
-        g_assert_cmpuint(invalidate(f, i, 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN),
+        g_assert_cmpuint(invalidate(v, i, 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN),
                          ==, VIRTIO_IOMMU_S_NOENT);
-        expect_interrupt(f, i);
+        expect_interrupt(v, i);
     }
-    expect_fault_of_read(f, EP_EDU, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
-    expect_interrupt(f, EVENTQ);
-    assert_ok(attach(f, DOMAIN, EP_EDU, 0));
-    expect_interrupt(f, REQQ);
+    expect_fault_of_read(v, EP_EDU, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
+    expect_interrupt(v, EVENTQ);
+    assert_ok(viommu_attach(v, DOMAIN, EP_EDU, 0));
+    expect_interrupt(v, REQQ);
     /* The IOMMU is no endpoint of itself. */
-    g_assert_cmpuint(attach(f, DOMAIN, QPCI_DEVFN(IOMMU_SLOT, 0), 0), ==,
+    g_assert_cmpuint(viommu_attach(v, DOMAIN, EP_IOMMU, 0), ==,
                      VIRTIO_IOMMU_S_NOENT);
-    stop(f);
+    stop(v);
 }
 
 /*
@@ -638,8 +380,8 @@ static void test_config_space(void)
         { PCI_CAP_ID_VNDR, 0x50, 3 },
         { PCI_CAP_ID_VNDR, 0x40, 1 },
     };
-    Fixture *f = boot(IOMMU, "");
-    QPCIDevice *pdev = f->pci->pdev;
+    VIOMMU *v = boot(IOMMU, "");
+    QPCIDevice *pdev = v->pci->pdev;
     uint8_t pos = qpci_config_readb(pdev, PCI_CAPABILITY_LIST);
     int i;
 
@@ -660,9 +402,9 @@ static void test_config_space(void)
     g_assert_cmphex(qpci_config_readb(pdev, PCI_INTERRUPT_PIN), ==, 1);
 
     /* And its endpoints can still be named, its own ID included */
-    driver_start(f, false, false);
-    assert_ok(attach(f, DOMAIN, QPCI_DEVFN(IOMMU_SLOT, 0), 0));
-    stop(f);
+    driver_start(v, false, false);
+    assert_ok(viommu_attach(v, DOMAIN, EP_IOMMU, 0));
+    stop(v);
 }
 
 /* Tests: IDENTITY windows */
@@ -674,7 +416,7 @@ typedef struct Region {
 } Region;
 
 /* Returns the number of RESV_MEM properties. Sets *formats to the others. */
-static int probe(Fixture *f, Region *regions, int max, int *formats)
+static int probe(VIOMMU *v, Region *regions, int max, int *formats)
 {
     struct virtio_iommu_req_probe req = {
         .head.type = VIRTIO_IOMMU_T_PROBE,
@@ -683,16 +425,17 @@ static int probe(Fixture *f, Region *regions, int max, int *formats)
     struct virtio_iommu_probe_property head;
     struct virtio_iommu_probe_resv_mem prop;
     struct virtio_iommu_req_tail tail;
-    uint32_t size = qvirtio_config_readl(f->dev, 32);
+    uint32_t size = qvirtio_config_readl(v->dev, 32);
     int nr = 0, i, at;
 
     *formats = 0;
-    g_assert_cmpuint(request(f, REQQ, &req, sizeof(req), size + sizeof(tail)),
-                     ==, size + sizeof(tail));
-    qtest_memread(f->qts, ANSWER + size, &tail, sizeof(tail));
+    g_assert_cmpuint(viommu_request(v, REQQ, &req, sizeof(req),
+                                    size + sizeof(tail)), ==,
+                     size + sizeof(tail));
+    qtest_memread(v->qts, VIOMMU_ANSWER + size, &tail, sizeof(tail));
     assert_ok(tail.status);
     for (at = 0; at < size; at += sizeof(head) + le16_to_cpu(head.length)) {
-        qtest_memread(f->qts, ANSWER + at, &head, sizeof(head));
+        qtest_memread(v->qts, VIOMMU_ANSWER + at, &head, sizeof(head));
         if (!head.type) {
             break;
         }
@@ -700,7 +443,7 @@ static int probe(Fixture *f, Region *regions, int max, int *formats)
             (*formats)++;
             continue;
         }
-        qtest_memread(f->qts, ANSWER + at, &prop, sizeof(prop));
+        qtest_memread(v->qts, VIOMMU_ANSWER + at, &prop, sizeof(prop));
         g_assert_cmpint(nr, <, max);
         regions[nr++] = (Region){ prop.subtype, le64_to_cpu(prop.start),
                                   le64_to_cpu(prop.end) };
@@ -740,9 +483,9 @@ static void test_identity_probe(void)
     int stage1, nr, formats;
 
     for (stage1 = 0; stage1 < 2; stage1++) {
-        Fixture *f = start(iommu, stage1);
+        VIOMMU *v = start(iommu, stage1);
 
-        nr = probe(f, r, ARRAY_SIZE(r), &formats);
+        nr = probe(v, r, ARRAY_SIZE(r), &formats);
         g_assert_cmpint(formats, ==, stage1 ? 2 : 0);
         g_assert_cmpint(nr, ==, stage1 ? 7 : 5);
         /* What the machine adds */
@@ -755,7 +498,7 @@ static void test_identity_probe(void)
                             WINDOW + WINDOW_SIZE - 1) == stage1);
         g_assert(has_region(r, nr, VIRTIO_IOMMU_RESV_MEM_T_IDENTITY, 0x60000,
                             0x6ffff) == stage1);
-        stop(f);
+        stop(v);
     }
 }
 
@@ -780,16 +523,16 @@ static void test_identity_options(void)
     g_autoptr(GString) many = g_string_new(NULL);
     Region r[20];
     int i, nr, formats;
-    Fixture *f;
+    VIOMMU *v;
 
     for (i = 0; i < ARRAY_SIZE(bad); i++) {
         g_autofree char *iommu = g_strdup_printf(
             IOMMU_JSON JSON_STAGE1 JSON_REGIONS("%s") JSON_END, bad[i].regions);
 
-        expect_error(iommu, bad[i].error);
+        viommu_expect_error(iommu, bad[i].error);
     }
-    expect_error(IOMMU_JSON JSON_REGIONS("\"0x8000000:0x80fffff:32\"") JSON_END,
-                 "type 32 needs stage1=on");
+    viommu_expect_error(IOMMU_JSON JSON_REGIONS("\"0x8000000:0x80fffff:32\"")
+                        JSON_END, "type 32 needs stage1=on");
 
     /* Two formats take 48 of 512 bytes. 19 windows fit the rest. */
     for (i = 0; i < 18; i++) {
@@ -802,13 +545,13 @@ static void test_identity_options(void)
             IOMMU_JSON JSON_STAGE1 JSON_REGIONS("%s") JSON_END, many->str);
 
         if (i) {
-            expect_error(iommu, "21 reserved regions do not fit");
+            viommu_expect_error(iommu, "21 reserved regions do not fit");
         } else {
-            f = start(iommu, true);
-            nr = probe(f, r, ARRAY_SIZE(r), &formats);
+            v = start(iommu, true);
+            nr = probe(v, r, ARRAY_SIZE(r), &formats);
             g_assert_cmpint(nr, ==, 19);
             g_assert_cmpint(formats, ==, 2);
-            stop(f);
+            stop(v);
         }
         /* One that leaves two of another */
         g_string_append(many, ",\"0x4000:0x7fff:1\"");
@@ -855,268 +598,251 @@ static void test_identity_attach(void)
             IOMMU_JSON JSON_STAGE1 JSON_REGIONS("\"0x10000:0x1ffff:32\","
                                                 "\"%s:32\"")
             JSON_END, tables[i].window);
-        Fixture *f = start(iommu, true);
+        VIOMMU *v = start(iommu, true);
         uint8_t expected = tables[i].ok ? VIRTIO_IOMMU_S_OK :
                                          VIRTIO_IOMMU_S_RANGE;
 
-        req = attach_table_req(new_table(f), EP_EDU);
+        req = viommu_attach_table_req(&x86, new_table(v), DOMAIN, EP_EDU);
         req.format = cpu_to_le16(tables[i].format);
         req.input_bits = tables[i].input_bits;
         req.output_bits = tables[i].output_bits;
 
         /* ATT-D-9 comes before, ATT-D-12 after. */
         req.bytes[31] = 1;
-        g_assert_cmpuint(send_attach_table(f, &req), ==, VIRTIO_IOMMU_S_INVAL);
+        g_assert_cmpuint(viommu_send_attach_table(v, &req), ==,
+                         VIRTIO_IOMMU_S_INVAL);
         req.bytes[31] = 0;
-        assert_ok(attach(f, DOMAIN, EP_EDU, 0));
-        g_assert_cmpuint(send_attach_table(f, &req), ==,
+        assert_ok(viommu_attach(v, DOMAIN, EP_EDU, 0));
+        g_assert_cmpuint(viommu_send_attach_table(v, &req), ==,
                          tables[i].ok ? VIRTIO_IOMMU_S_INVAL : expected);
-        assert_ok(detach(f, DOMAIN, EP_EDU));
+        assert_ok(viommu_detach(v, DOMAIN, EP_EDU));
 
-        g_assert_cmpuint(send_attach_table(f, &req), ==, expected);
+        g_assert_cmpuint(viommu_send_attach_table(v, &req), ==, expected);
         /* ATT-D-23 */
-        g_assert_cmpuint(invalidate(f, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN,
+        g_assert_cmpuint(invalidate(v, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN,
                                     DOMAIN), ==,
                          tables[i].ok ? VIRTIO_IOMMU_S_OK :
                                        VIRTIO_IOMMU_S_NOENT);
-        stop(f);
+        stop(v);
     }
 }
 
 /* PRB-D-16, PRB-D-18, FTR-D-5 */
 static void test_identity_access(void)
 {
-    Fixture *f = start(IOMMU_WINDOW, true);
-    uint64_t root = new_root(f);
+    VIOMMU *v = start(IOMMU_WINDOW, true);
+    uint64_t root = new_root(v);
 
     /* With a table, by the table */
-    map_page(f, root, WINDOW, WINDOW);
-    map_page(f, root, WINDOW + 4 * KiB, PAGE_B);
-    assert_ok(attach_table(f, root, EP_EDU));
-    g_assert(writes_to(f, WINDOW, WINDOW));
-    g_assert(writes_to(f, WINDOW + 4 * KiB, PAGE_B));
-    expect_fault_of_read(f, EP_EDU, WINDOW + 8 * KiB,
+    map_page(v, root, WINDOW, WINDOW);
+    map_page(v, root, WINDOW + 4 * KiB, PAGE_B);
+    assert_ok(attach_table(v, root, EP_EDU));
+    g_assert(writes_to(v, WINDOW, WINDOW));
+    g_assert(writes_to(v, WINDOW + 4 * KiB, PAGE_B));
+    expect_fault_of_read(v, EP_EDU, WINDOW + 8 * KiB,
                          VIRTIO_IOMMU_FAULT_R_MAPPING);
-    map_page(f, root, WINDOW, 0);
-    assert_ok(invalidate(f, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
-    g_assert(!writes_to(f, WINDOW, WINDOW));
-    assert_ok(detach_table(f, DOMAIN, EP_EDU));
+    map_page(v, root, WINDOW, 0);
+    assert_ok(invalidate(v, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
+    g_assert(!writes_to(v, WINDOW, WINDOW));
+    assert_ok(viommu_detach_table(v, DOMAIN, EP_EDU));
 
     /* With mappings, not at all: none can be there. */
-    assert_ok(attach(f, OTHER, EP_EDU, 0));
-    g_assert_cmpuint(map(f, OTHER, WINDOW, WINDOW + 0xfff, PAGE_A), ==,
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, 0));
+    g_assert_cmpuint(map(v, OTHER, WINDOW, WINDOW + 0xfff, PAGE_A), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(map(f, OTHER, WINDOW - 0x1000, WINDOW, PAGE_A), ==,
+    g_assert_cmpuint(map(v, OTHER, WINDOW - 0x1000, WINDOW, PAGE_A), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(map(f, OTHER, WINDOW + WINDOW_SIZE - 0x1000,
+    g_assert_cmpuint(map(v, OTHER, WINDOW + WINDOW_SIZE - 0x1000,
                          WINDOW + WINDOW_SIZE + 0xfff, PAGE_A), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(map(f, OTHER, 0, UINT64_MAX, 0), ==, VIRTIO_IOMMU_S_INVAL);
-    assert_ok(map(f, OTHER, WINDOW - 0x1000, WINDOW - 1, PAGE_A));
-    assert_ok(map(f, OTHER, WINDOW + WINDOW_SIZE, WINDOW + WINDOW_SIZE + 0xfff,
+    g_assert_cmpuint(map(v, OTHER, 0, UINT64_MAX, 0), ==, VIRTIO_IOMMU_S_INVAL);
+    assert_ok(map(v, OTHER, WINDOW - 0x1000, WINDOW - 1, PAGE_A));
+    assert_ok(map(v, OTHER, WINDOW + WINDOW_SIZE, WINDOW + WINDOW_SIZE + 0xfff,
                   PAGE_B));
-    g_assert(writes_to(f, WINDOW + WINDOW_SIZE, PAGE_B));
-    expect_fault_of_read(f, EP_EDU, WINDOW, VIRTIO_IOMMU_FAULT_R_MAPPING);
-    assert_ok(detach(f, OTHER, EP_EDU));
+    g_assert(writes_to(v, WINDOW + WINDOW_SIZE, PAGE_B));
+    expect_fault_of_read(v, EP_EDU, WINDOW, VIRTIO_IOMMU_FAULT_R_MAPPING);
+    assert_ok(viommu_detach(v, OTHER, EP_EDU));
 
     /* In bypass it is memory. */
-    assert_ok(attach(f, OTHER, EP_EDU, VIRTIO_IOMMU_ATTACH_F_BYPASS));
-    g_assert(writes_to(f, WINDOW, WINDOW));
-    assert_ok(detach(f, OTHER, EP_EDU));
-    stop(f);
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, VIRTIO_IOMMU_ATTACH_F_BYPASS));
+    g_assert(writes_to(v, WINDOW, WINDOW));
+    assert_ok(viommu_detach(v, OTHER, EP_EDU));
+    stop(v);
 
     /* A driver that does not know of windows may map there what it wants. */
-    f = start(IOMMU_WINDOW, false);
-    assert_ok(attach(f, OTHER, EP_EDU, 0));
-    expect_fault_of_read(f, EP_EDU, WINDOW, VIRTIO_IOMMU_FAULT_R_MAPPING);
-    assert_ok(map(f, OTHER, WINDOW, WINDOW + 0xfff, PAGE_A));
-    g_assert(writes_to(f, WINDOW, PAGE_A));
-    stop(f);
+    v = start(IOMMU_WINDOW, false);
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, 0));
+    expect_fault_of_read(v, EP_EDU, WINDOW, VIRTIO_IOMMU_FAULT_R_MAPPING);
+    assert_ok(map(v, OTHER, WINDOW, WINDOW + 0xfff, PAGE_A));
+    g_assert(writes_to(v, WINDOW, PAGE_A));
+    stop(v);
 }
 
 /* Tests: bounded work */
 
 /* Make @nr INVALIDATE requests with 256 descriptors available, without kick */
-static void add_many(Fixture *f, int queue, int nr)
+static void add_many(VIOMMU *v, int queue, int nr)
 {
-    g_autofree Inval *inv = g_new(Inval, 1);
-    size_t len = inval_init(inv, ARRAY_SIZE(inv->desc),
-                            VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN);
-    QVirtQueue *vq = f->vq[queue];
-    uint16_t idx = qtest_readw(f->qts, vq->avail + 2);
+    g_autofree Inval *inv = new_inval(256, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN);
+    size_t len = inval_len(256);
+    QVirtQueue *vq = v->vq[queue];
     uint32_t head;
     int i;
 
-    qtest_memwrite(f->qts, MANY, inv, len);
-    qtest_memset(f->qts, MANY + 64 * KiB, 0xee, 64 * KiB);
+    qtest_memwrite(v->qts, MANY, inv, len);
+    qtest_memset(v->qts, MANY + 64 * KiB, 0xee, 64 * KiB);
     vq->free_head = 0;
     vq->num_free = vq->size;
     for (i = 0; i < nr; i++) {
-        head = qvirtqueue_add(f->qts, vq, MANY, len, false, true);
-        qvirtqueue_add(f->qts, vq, MANY + 64 * KiB + i * 64, 8, true, false);
-        qtest_writew(f->qts, vq->avail + 4 + 2 * ((idx + i) % vq->size), head);
+        head = qvirtqueue_add(v->qts, vq, MANY, len, false, true);
+        qvirtqueue_add(v->qts, vq, MANY + 64 * KiB + i * 64, 8, true, false);
+        vq_push(v->qts, vq, head);
     }
-    qtest_writew(f->qts, vq->avail + 2, idx + nr);
 }
 
-static void kick(Fixture *f, int queue)
-{
-    f->dev->bus->virtqueue_kick(f->dev, f->vq[queue]);
-}
-
-static void expect_many(Fixture *f, int nr)
+static void expect_many(VIOMMU *v, int nr)
 {
     struct virtio_iommu_inv_tail tail;
     int i;
 
     for (i = 0; i < nr; i++) {
-        qtest_memread(f->qts, MANY + 64 * KiB + i * 64, &tail, sizeof(tail));
+        qtest_memread(v->qts, MANY + 64 * KiB + i * 64, &tail, sizeof(tail));
         assert_ok(tail.status);
         g_assert_cmpuint(le32_to_cpu(tail.done), ==, 256);
     }
 }
 
-static Fixture *start_attached(const char *iommu)
+static VIOMMU *start_attached(const char *iommu)
 {
-    Fixture *f = start(iommu, true);
+    VIOMMU *v = start(iommu, true);
 
-    assert_ok(attach_table(f, new_root(f), EP_EDU));
-    return f;
-}
-
-static unsigned int nr_used(Fixture *f, int queue)
-{
-    return qtest_readw(f->qts, f->vq[queue]->used + 2);
+    assert_ok(attach_table(v, new_root(v), EP_EDU));
+    return v;
 }
 
 /* INV-D-51, QUE-D-2 */
 static void test_turns(void)
 {
-    Fixture *f = start_attached(IOMMU_STAGE1);
+    VIOMMU *v = start_attached(IOMMU_STAGE1);
     const int nr = 128;
     int i;
 
     /* What fits a turn is done before the kick is over */
-    assert_ok(invalidate(f, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
-    g_assert_cmpint(queue_counter(f, 0, "turns-ended"), ==, 0);
+    assert_ok(invalidate(v, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
+    g_assert_cmpint(queue_counter(v, 0, "turns-ended"), ==, 0);
 
     for (i = 0; i < 3; i++) {
-        add_many(f, INVALQ(i), nr);
+        add_many(v, INVALQ(i), nr);
     }
     for (i = 0; i < 3; i++) {
-        kick(f, INVALQ(i));
+        viommu_kick(v, INVALQ(i));
     }
     /* Between turns, others are served */
-    g_assert_cmpuint(map(f, OTHER, 0, 0xfff, PAGE_A), ==, VIRTIO_IOMMU_S_NOENT);
+    g_assert_cmpuint(map(v, OTHER, 0, 0xfff, PAGE_A), ==, VIRTIO_IOMMU_S_NOENT);
     for (i = 0; i < 3; i++) {
-        wait_used(f, f->vq[INVALQ(i)], nr);
+        wait_used(v, v->vq[INVALQ(i)], nr);
         /* A turn is for as many descriptors as a request can have. */
-        g_assert_cmpint(queue_counter(f, i, "turns-ended"), >=, nr - 1);
-        g_assert_cmpint(queue_counter(f, i, "turns-ended"), <=, nr);
+        g_assert_cmpint(queue_counter(v, i, "turns-ended"), >=, nr - 1);
+        g_assert_cmpint(queue_counter(v, i, "turns-ended"), <=, nr);
     }
-    expect_many(f, nr);
-    stop(f);
+    expect_many(v, nr);
+    stop(v);
 }
 
 /* What is in the rings when the machine stops, or comes then, is not lost. */
 static void test_stopped(void)
 {
-    Fixture *f = start_attached(IOMMU_STAGE1);
+    VIOMMU *v = start_attached(IOMMU_STAGE1);
     unsigned int used;
     const int nr = 128;
 
     /* In between, or before: then there is nothing left to do */
-    add_many(f, INVALQ(0), nr);
-    kick(f, INVALQ(0));
-    qmp_ok(f, "stop");
-    used = nr_used(f, INVALQ(0));
-    qmp_ok(f, "query-status");
-    qmp_ok(f, "query-status");
-    g_assert_cmpuint(nr_used(f, INVALQ(0)), ==, used);
-    qmp_ok(f, "cont");
-    wait_used(f, f->vq[INVALQ(0)], nr);
-    expect_many(f, nr);
+    add_many(v, INVALQ(0), nr);
+    viommu_kick(v, INVALQ(0));
+    qmp_ok(v, "stop");
+    used = viommu_nr_used(v, INVALQ(0));
+    qmp_ok(v, "query-status");
+    qmp_ok(v, "query-status");
+    g_assert_cmpuint(viommu_nr_used(v, INVALQ(0)), ==, used);
+    qmp_ok(v, "cont");
+    wait_used(v, v->vq[INVALQ(0)], nr);
+    expect_many(v, nr);
 
     /* Kicked while it is stopped */
-    qmp_ok(f, "stop");
-    add_many(f, INVALQ(1), nr);
-    kick(f, INVALQ(1));
-    qmp_ok(f, "query-status");
-    g_assert_cmpuint(nr_used(f, INVALQ(1)), ==, 0);
-    qmp_ok(f, "cont");
-    wait_used(f, f->vq[INVALQ(1)], nr);
-    expect_many(f, nr);
-    stop(f);
+    qmp_ok(v, "stop");
+    add_many(v, INVALQ(1), nr);
+    viommu_kick(v, INVALQ(1));
+    qmp_ok(v, "query-status");
+    g_assert_cmpuint(viommu_nr_used(v, INVALQ(1)), ==, 0);
+    qmp_ok(v, "cont");
+    wait_used(v, v->vq[INVALQ(1)], nr);
+    expect_many(v, nr);
+    stop(v);
 }
 
 /* RST-D-3: a turn that is due does not come after a reset */
 static void test_reset_between_turns(void)
 {
-    Fixture *f = start_attached(IOMMU_STAGE1);
+    VIOMMU *v = start_attached(IOMMU_STAGE1);
     unsigned int used;
     const int nr = 128;
 
-    add_many(f, INVALQ(0), nr);
-    kick(f, INVALQ(0));
-    qvirtio_reset(f->dev);
-    used = nr_used(f, INVALQ(0));
-    qmp_ok(f, "query-status");
-    g_assert_cmpuint(nr_used(f, INVALQ(0)), ==, used);
+    add_many(v, INVALQ(0), nr);
+    viommu_kick(v, INVALQ(0));
+    qvirtio_reset(v->dev);
+    used = viommu_nr_used(v, INVALQ(0));
+    qmp_ok(v, "query-status");
+    g_assert_cmpuint(viommu_nr_used(v, INVALQ(0)), ==, used);
 
-    driver_free(f);
-    driver_start(f, true, false);
-    assert_ok(attach_table(f, new_root(f), EP_EDU));
-    assert_ok(invalidate(f, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
-    g_assert_cmpuint(nr_used(f, INVALQ(0)), ==, 1);
-    stop(f);
+    viommu_driver_free(v);
+    driver_start(v, true, false);
+    assert_ok(attach_table(v, new_root(v), EP_EDU));
+    assert_ok(invalidate(v, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
+    g_assert_cmpuint(viommu_nr_used(v, INVALQ(0)), ==, 1);
+    stop(v);
 }
 
 /* RST-D-6, RST-D-7 */
 static void test_queue_reset(void)
 {
-    Fixture *f = start_attached(IOMMU_STAGE1);
-    uint64_t reset = f->pci->common_cfg_offset +
-                     offsetof(struct virtio_pci_modern_common_cfg, queue_reset);
+    VIOMMU *v = start_attached(IOMMU_STAGE1);
     unsigned int used;
     const int nr = 128;
 
-    g_assert(f->dev->features & BIT_ULL(VIRTIO_F_RING_RESET));
-    add_many(f, INVALQ(0), nr);
-    add_many(f, INVALQ(1), nr);
-    kick(f, INVALQ(0));
-    kick(f, INVALQ(1));
-    f->dev->bus->queue_select(f->dev, INVALQ(0));
-    qpci_io_writew(f->pci->pdev, f->pci->bar, reset, 1);
-    g_assert_cmpuint(qpci_io_readw(f->pci->pdev, f->pci->bar, reset), ==, 0);
-    used = nr_used(f, INVALQ(0));
-    wait_used(f, f->vq[INVALQ(1)], nr);
-    g_assert_cmpuint(nr_used(f, INVALQ(0)), ==, used);
-    g_assert(writes_to(f, IOVA, PAGE_A));
+    add_many(v, INVALQ(0), nr);
+    add_many(v, INVALQ(1), nr);
+    viommu_kick(v, INVALQ(0));
+    viommu_kick(v, INVALQ(1));
+    viommu_reset_queue(v, INVALQ(0));
+    used = viommu_nr_used(v, INVALQ(0));
+    wait_used(v, v->vq[INVALQ(1)], nr);
+    g_assert_cmpuint(viommu_nr_used(v, INVALQ(0)), ==, used);
+    g_assert(writes_to(v, IOVA, PAGE_A));
 
-    qvirtqueue_cleanup(f->dev->bus, f->vq[INVALQ(0)], &f->alloc);
-    setup_queue(f, INVALQ(0), false);
-    assert_ok(invalidate(f, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
-    g_assert_cmpuint(nr_used(f, INVALQ(0)), ==, 1);
-    stop(f);
+    viommu_free_queue(v, INVALQ(0));
+    viommu_enable_queue(v, INVALQ(0));
+    assert_ok(invalidate(v, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
+    g_assert_cmpuint(viommu_nr_used(v, INVALQ(0)), ==, 1);
+    stop(v);
 }
 
 /* QUE-D-1: a queue is served whether those before it are set up or not */
 static void test_some_queues(void)
 {
-    Fixture *f = boot(IOMMU_STAGE1, "");
+    VIOMMU *v = boot(IOMMU_STAGE1, "");
 
-    driver_start_queues(f, true, false, INVALQ(2));
-    assert_ok(attach_table(f, new_root(f), EP_EDU));
-    assert_ok(invalidate(f, INVALQ(2), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
-    g_assert_cmpint(queue_counter(f, 2, "descriptors-domain"), ==, 1);
-    stop(f);
+    driver_start_queues(v, true, false, INVALQ(2));
+    assert_ok(attach_table(v, new_root(v), EP_EDU));
+    assert_ok(invalidate(v, INVALQ(2), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
+    g_assert_cmpint(queue_counter(v, 2, "descriptors-domain"), ==, 1);
+    stop(v);
 }
 
 /* Tests: x-query-virtio-iommu */
 
-static int64_t counter(Fixture *f, const char *group, const char *name)
+static int64_t counter(VIOMMU *v, const char *group, const char *name)
 {
-    QDict *info = query(f);
+    QDict *info = query(v);
     QDict *in = group ? qdict_get_qdict(info, group) : info;
     int64_t val = qdict_get_int(in, name);
 
@@ -1138,9 +864,9 @@ static QDict *domain_info(QDict *info, uint32_t id)
     return NULL;
 }
 
-static void expect_domain(Fixture *f, uint32_t id, const char *kind)
+static void expect_domain(VIOMMU *v, uint32_t id, const char *kind)
 {
-    QDict *info = query(f), *domain = domain_info(info, id);
+    QDict *info = query(v), *domain = domain_info(info, id);
     QList *eps;
 
     g_assert(!!domain == !!kind);
@@ -1157,9 +883,9 @@ static void expect_domain(Fixture *f, uint32_t id, const char *kind)
     qobject_unref(info);
 }
 
-static void expect_table(Fixture *f, uint64_t root, int leaves, int tables)
+static void expect_table(VIOMMU *v, uint64_t root, int leaves, int tables)
 {
-    QDict *info = query(f);
+    QDict *info = query(v);
     QDict *table = qdict_get_qdict(domain_info(info, DOMAIN), "table");
 
     g_assert_cmpstr(qdict_get_str(table, "format"), ==, "x86-64");
@@ -1174,9 +900,9 @@ static void expect_table(Fixture *f, uint64_t root, int leaves, int tables)
 
 static void test_query_domains(void)
 {
-    Fixture *f = start(IOMMU_STAGE1 ",check=on", true);
-    uint64_t root = new_root(f);
-    QDict *info = query(f);
+    VIOMMU *v = start(IOMMU_STAGE1 ",check=on", true);
+    uint64_t root = new_root(v);
+    QDict *info = query(v);
 
     g_assert_cmpstr(qdict_get_str(info, "path"), ==,
                     "/machine/peripheral/iommu/virtio-backend");
@@ -1185,92 +911,91 @@ static void test_query_domains(void)
     g_assert(qdict_haskey(info, "check"));
     g_assert(!qdict_get_bool(info, "bypass"));
     qobject_unref(info);
-    expect_domain(f, DOMAIN, NULL);
+    expect_domain(v, DOMAIN, NULL);
 
-    assert_ok(attach_table(f, root, EP_EDU));
-    expect_domain(f, DOMAIN, "table");
-    expect_table(f, root, 0, 0);
-    edu_get(f, IOVA);
-    expect_table(f, root, 1, 3);
-    g_assert_cmpint(counter(f, NULL, "table-walks"), ==, 1);
-    g_assert_cmpint(counter(f, NULL, "table-hits"), ==, 0);
-    edu_get(f, IOVA);
-    g_assert_cmpint(counter(f, NULL, "table-walks"), ==, 1);
-    g_assert_cmpint(counter(f, NULL, "table-hits"), ==, 1);
-    g_assert_cmpint(counter(f, "check", "stale-translations"), ==, 0);
-    map_page(f, root, IOVA, PAGE_B);
-    edu_get(f, IOVA);
-    g_assert_cmpint(counter(f, "check", "stale-translations"), ==, 1);
-    assert_ok(invalidate(f, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
-    expect_table(f, root, 0, 0);
+    assert_ok(attach_table(v, root, EP_EDU));
+    expect_domain(v, DOMAIN, "table");
+    expect_table(v, root, 0, 0);
+    edu_get(v, IOVA);
+    expect_table(v, root, 1, 3);
+    g_assert_cmpint(counter(v, NULL, "table-walks"), ==, 1);
+    g_assert_cmpint(counter(v, NULL, "table-hits"), ==, 0);
+    edu_get(v, IOVA);
+    g_assert_cmpint(counter(v, NULL, "table-walks"), ==, 1);
+    g_assert_cmpint(counter(v, NULL, "table-hits"), ==, 1);
+    g_assert_cmpint(counter(v, "check", "stale-translations"), ==, 0);
+    map_page(v, root, IOVA, PAGE_B);
+    edu_get(v, IOVA);
+    g_assert_cmpint(counter(v, "check", "stale-translations"), ==, 1);
+    assert_ok(invalidate(v, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
+    expect_table(v, root, 0, 0);
 
-    assert_ok(attach(f, OTHER, EP_EDU, 0));
-    expect_domain(f, DOMAIN, NULL);
-    expect_domain(f, OTHER, "map-unmap");
-    assert_ok(detach(f, OTHER, EP_EDU));
-    assert_ok(attach(f, OTHER, EP_EDU, VIRTIO_IOMMU_ATTACH_F_BYPASS));
-    expect_domain(f, OTHER, "bypass");
-    stop(f);
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, 0));
+    expect_domain(v, DOMAIN, NULL);
+    expect_domain(v, OTHER, "map-unmap");
+    assert_ok(viommu_detach(v, OTHER, EP_EDU));
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, VIRTIO_IOMMU_ATTACH_F_BYPASS));
+    expect_domain(v, OTHER, "bypass");
+    stop(v);
 
     /* And without stage 1 */
-    f = start(IOMMU, false);
-    info = query(f);
+    v = start(IOMMU, false);
+    info = query(v);
     g_assert(!qdict_get_bool(info, "stage1"));
     g_assert(!qdict_get_bool(info, "stage1-negotiated"));
     g_assert(qlist_empty(qdict_get_qlist(info, "invalidation-queues")));
     qobject_unref(info);
-    assert_ok(attach(f, OTHER, EP_EDU, 0));
-    expect_domain(f, OTHER, "map-unmap");
-    stop(f);
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, 0));
+    expect_domain(v, OTHER, "map-unmap");
+    stop(v);
 }
 
 static void test_query_counters(void)
 {
-    Fixture *f = start_attached(IOMMU_STAGE1);
-    g_autofree Inval *inv = g_new(Inval, 1);
+    VIOMMU *v = start_attached(IOMMU_STAGE1);
+    g_autofree Inval *inv = new_inval(3, VIRTIO_IOMMU_INV_S_RANGE, DOMAIN);
     uint8_t unknown[8] = { 0x77 };
     Region r[2];
-    size_t len;
     int i, formats;
 
     /* Requests. start_attached() has sent ATTACH_TABLE. */
-    g_assert_cmpint(counter(f, "requests", "attach-table"), ==, 1);
-    assert_ok(detach_table(f, DOMAIN, EP_EDU));
-    assert_ok(attach(f, OTHER, EP_EDU, 0));
-    assert_ok(map(f, OTHER, IOVA, IOVA + 0xfff, PAGE_A));
+    g_assert_cmpint(counter(v, "requests", "attach-table"), ==, 1);
+    assert_ok(viommu_detach_table(v, DOMAIN, EP_EDU));
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, 0));
+    assert_ok(map(v, OTHER, IOVA, IOVA + 0xfff, PAGE_A));
     /* Those that fail count as well. */
-    g_assert_cmpuint(map(f, OTHER, IOVA, IOVA + 0xfff, PAGE_A), ==,
+    g_assert_cmpuint(map(v, OTHER, IOVA, IOVA + 0xfff, PAGE_A), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    assert_ok(detach(f, OTHER, EP_EDU));
-    probe(f, r, ARRAY_SIZE(r), &formats);
-    g_assert_cmpuint(status_of(f, unknown, sizeof(unknown)), ==,
+    assert_ok(viommu_detach(v, OTHER, EP_EDU));
+    probe(v, r, ARRAY_SIZE(r), &formats);
+    g_assert_cmpuint(viommu_status_of(v, unknown, sizeof(unknown)), ==,
                      VIRTIO_IOMMU_S_UNSUPP);
-    g_assert_cmpint(counter(f, "requests", "detach-table"), ==, 1);
-    g_assert_cmpint(counter(f, "requests", "attach"), ==, 1);
-    g_assert_cmpint(counter(f, "requests", "map"), ==, 2);
-    g_assert_cmpint(counter(f, "requests", "unmap"), ==, 0);
-    g_assert_cmpint(counter(f, "requests", "detach"), ==, 1);
-    g_assert_cmpint(counter(f, "requests", "probe"), ==, 1);
-    g_assert_cmpint(counter(f, "requests", "unknown"), ==, 1);
+    g_assert_cmpint(counter(v, "requests", "detach-table"), ==, 1);
+    g_assert_cmpint(counter(v, "requests", "attach"), ==, 1);
+    g_assert_cmpint(counter(v, "requests", "map"), ==, 2);
+    g_assert_cmpint(counter(v, "requests", "unmap"), ==, 0);
+    g_assert_cmpint(counter(v, "requests", "detach"), ==, 1);
+    g_assert_cmpint(counter(v, "requests", "probe"), ==, 1);
+    g_assert_cmpint(counter(v, "requests", "unknown"), ==, 1);
 
     /* Invalidations, each on its queue */
-    assert_ok(attach_table(f, new_root(f), EP_EDU));
-    assert_ok(invalidate(f, INVALQ(1), 3, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
-    assert_ok(invalidate(f, INVALQ(1), 200, VIRTIO_IOMMU_INV_S_RANGE, DOMAIN));
-    g_assert_cmpuint(invalidate(f, INVALQ(1), 5, VIRTIO_IOMMU_INV_S_RANGE,
+    assert_ok(attach_table(v, new_root(v), EP_EDU));
+    assert_ok(invalidate(v, INVALQ(1), 3, VIRTIO_IOMMU_INV_S_DOMAIN, DOMAIN));
+    assert_ok(invalidate(v, INVALQ(1), 200, VIRTIO_IOMMU_INV_S_RANGE, DOMAIN));
+    g_assert_cmpuint(invalidate(v, INVALQ(1), 5, VIRTIO_IOMMU_INV_S_RANGE,
                                 OTHER), ==, VIRTIO_IOMMU_S_NOENT);
-    len = inval_init(inv, 3, VIRTIO_IOMMU_INV_S_RANGE, DOMAIN);
     inv->desc[2].start++;
-    g_assert_cmpuint(inval_status(f, INVALQ(1), inv, len), ==,
+    g_assert_cmpuint(inval_status(v, INVALQ(1), inv, inval_len(3)), ==,
                      VIRTIO_IOMMU_S_RANGE);
-    g_assert_cmpuint(invalidate(f, INVALQ(1), 2, 99, DOMAIN), ==,
+    g_assert_cmpuint(invalidate(v, INVALQ(1), 2, 99, DOMAIN), ==,
                      VIRTIO_IOMMU_S_INVAL);
     inv->head.nr = 0;
-    g_assert_cmpuint(inval_status(f, INVALQ(1), inv, len), ==,
+    g_assert_cmpuint(inval_status(v, INVALQ(1), inv, inval_len(3)), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(request(f, INVALQ(1), unknown, sizeof(unknown), 8), ==, 0);
+    g_assert_cmpuint(viommu_request(v, INVALQ(1), unknown, sizeof(unknown), 8),
+                     ==, 0);
 
-#define QUEUE(name) queue_counter(f, 1, name)
+#define QUEUE(name) queue_counter(v, 1, name)
     g_assert_cmpint(QUEUE("requests"), ==, 7);
     g_assert_cmpint(QUEUE("requests-unanswered"), ==, 1);
     g_assert_cmpint(QUEUE("requests-rejected"), ==, 1);
@@ -1280,22 +1005,22 @@ static void test_query_counters(void)
     g_assert_cmpint(QUEUE("descriptors-inval"), ==, 1);
     g_assert_cmpint(QUEUE("descriptors-out-of-range"), ==, 1);
 #undef QUEUE
-    g_assert_cmpint(queue_counter(f, 0, "requests"), ==, 0);
-    g_assert_cmpint(queue_counter(f, 2, "requests"), ==, 0);
+    g_assert_cmpint(queue_counter(v, 0, "requests"), ==, 0);
+    g_assert_cmpint(queue_counter(v, 2, "requests"), ==, 0);
 
     /* Faults, until there is no buffer left and one more */
     for (i = 0; i <= NR_EVENTS; i++) {
-        edu_get(f, 0x1000);
+        edu_get(v, 0x1000);
     }
-    g_assert_cmpint(counter(f, NULL, "faults-reported"), ==, NR_EVENTS);
-    g_assert_cmpint(counter(f, NULL, "faults-dropped"), >=, 1);
+    g_assert_cmpint(counter(v, NULL, "faults-reported"), ==, NR_EVENTS);
+    g_assert_cmpint(counter(v, NULL, "faults-dropped"), >=, 1);
 
     /* A reset clears nothing. */
-    qvirtio_reset(f->dev);
-    g_assert_cmpint(counter(f, NULL, "faults-reported"), ==, NR_EVENTS);
-    g_assert_cmpint(counter(f, "requests", "attach-table"), ==, 2);
-    g_assert_cmpint(queue_counter(f, 1, "descriptors-range"), ==, 202);
-    stop(f);
+    qvirtio_reset(v->dev);
+    g_assert_cmpint(counter(v, NULL, "faults-reported"), ==, NR_EVENTS);
+    g_assert_cmpint(counter(v, "requests", "attach-table"), ==, 2);
+    g_assert_cmpint(queue_counter(v, 1, "descriptors-range"), ==, 202);
+    stop(v);
 }
 
 /* Tests: faults and endpoints */
@@ -1304,43 +1029,43 @@ static void test_query_counters(void)
  * FLT-D-1, FLT-D-2, FLT-D-3, FLT-D-4, FLT-D-5, FLT-D-6, FLT-D-7, FLT-D-8:
  * expect_fault() looks at all of the report.
  */
-static void expect_both_faults(Fixture *f, uint64_t iova, uint8_t reason)
+static void expect_both_faults(VIOMMU *v, uint64_t iova, uint8_t reason)
 {
-    expect_fault_of_read(f, EP_EDU, iova, reason);
-    edu_put(f, iova);
-    expect_fault(f, EP_EDU, iova, reason, VIRTIO_IOMMU_FAULT_F_WRITE);
+    expect_fault_of_read(v, EP_EDU, iova, reason);
+    edu_put(v, iova);
+    expect_fault(v, EP_EDU, iova, reason, VIRTIO_IOMMU_FAULT_F_WRITE);
 }
 
 static void test_faults(void)
 {
-    Fixture *f = start(IOMMU_JSON JSON_STAGE1
-                       JSON_REGIONS("\"0x10000:0x1ffff:0\"") JSON_END, true);
+    VIOMMU *v = start(IOMMU_JSON JSON_STAGE1
+                      JSON_REGIONS("\"0x10000:0x1ffff:0\"") JSON_END, true);
 
     /* Never named, attached without mapping, in a reserved region, detached */
-    expect_both_faults(f, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
-    assert_ok(attach(f, OTHER, EP_EDU, 0));
-    expect_both_faults(f, IOVA, VIRTIO_IOMMU_FAULT_R_MAPPING);
-    expect_both_faults(f, 0x10000, VIRTIO_IOMMU_FAULT_R_MAPPING);
-    assert_ok(detach(f, OTHER, EP_EDU));
-    expect_both_faults(f, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
+    expect_both_faults(v, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, 0));
+    expect_both_faults(v, IOVA, VIRTIO_IOMMU_FAULT_R_MAPPING);
+    expect_both_faults(v, 0x10000, VIRTIO_IOMMU_FAULT_R_MAPPING);
+    assert_ok(viommu_detach(v, OTHER, EP_EDU));
+    expect_both_faults(v, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
 
-    assert_ok(attach_table(f, new_root(f), EP_EDU));
-    expect_both_faults(f, IOVA + 0x1000, VIRTIO_IOMMU_FAULT_R_MAPPING);
-    expect_both_faults(f, 0x10000, VIRTIO_IOMMU_FAULT_R_MAPPING);
-    assert_ok(detach_table(f, DOMAIN, EP_EDU));
-    expect_both_faults(f, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
-    stop(f);
+    assert_ok(attach_table(v, new_root(v), EP_EDU));
+    expect_both_faults(v, IOVA + 0x1000, VIRTIO_IOMMU_FAULT_R_MAPPING);
+    expect_both_faults(v, 0x10000, VIRTIO_IOMMU_FAULT_R_MAPPING);
+    assert_ok(viommu_detach_table(v, DOMAIN, EP_EDU));
+    expect_both_faults(v, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
+    stop(v);
 }
 
 /* Use the edu device behind the root port. Its BAR was placed by hand. */
-static void enable_behind_port(Fixture *f)
+static void enable_behind_port(VIOMMU *v)
 {
-    QPCIDevice *port = qpci_device_find(f->bus, QPCI_DEVFN(PORT_SLOT, 0));
+    QPCIDevice *port = qpci_device_find(v->bus, QPCI_DEVFN(PORT_SLOT, 0));
     uint64_t at;
 
     /* The window is of 1 MiB, aligned, and has room for one BAR. */
-    f->bus->mmio_alloc_ptr = ROUND_UP(f->bus->mmio_alloc_ptr, 1 * MiB);
-    at = f->bus->mmio_alloc_ptr;
+    v->bus->mmio_alloc_ptr = ROUND_UP(v->bus->mmio_alloc_ptr, 1 * MiB);
+    at = v->bus->mmio_alloc_ptr;
     qpci_config_writeb(port, PCI_PRIMARY_BUS, 0);
     qpci_config_writeb(port, PCI_SECONDARY_BUS, 1);
     qpci_config_writeb(port, PCI_SUBORDINATE_BUS, 1);
@@ -1349,88 +1074,81 @@ static void enable_behind_port(Fixture *f)
     qpci_device_enable(port);
     g_free(port);
 
-    g_free(f->edu);
-    f->edu = qpci_device_find(f->bus, EP_PORT);
-    g_assert(f->edu);
-    qpci_device_enable(f->edu);
-    f->bar = qpci_iomap(f->edu, 0, NULL);
+    edu_dma_init(&v->edu[0], v->qts, v->bus, EP_PORT);
 }
 
 /* ACPI: the slot is ejected at once */
-static void unplug(Fixture *f)
+static void unplug(VIOMMU *v)
 {
-    qtest_qmp_device_del_send(f->qts, "hot");
-    qtest_outl(f->qts, 0xcc0 + 0x10, 0);
-    qtest_outl(f->qts, 0xcc0 + 0x8, 1);
-    qtest_qmp_eventwait(f->qts, "DEVICE_DELETED");
+    qtest_qmp_device_del_send(v->qts, "hot");
+    qtest_outl(v->qts, 0xcc0 + 0x10, 0);
+    qtest_outl(v->qts, 0xcc0 + 0x8, 1);
+    qtest_qmp_eventwait(v->qts, "DEVICE_DELETED");
 }
 
-static void plug(Fixture *f)
+static void plug(VIOMMU *v)
 {
-    qtest_qmp_device_add(f->qts, "edu", "hot",
+    qtest_qmp_device_add(v->qts, "edu", "hot",
                          "{ 'bus': 'rp', 'addr': '0', 'dma_mask':"
                          " 18446744073709551615 }");
-    enable_behind_port(f);
+    enable_behind_port(v);
 }
 
 /* RST-D-9, ATT-D-4: with a table, with mappings, and in bypass */
 static void test_unplug(void)
 {
-    Fixture *f = boot(IOMMU_STAGE1,
-                      "-device pcie-root-port,id=rp,addr=5,chassis=1 "
-                      "-device edu,id=hot,bus=rp,addr=0,"
-                      "dma_mask=0xffffffffffffffff");
+    VIOMMU *v = boot(IOMMU_STAGE1,
+                     "-device pcie-root-port,id=rp,addr=5,chassis=1 "
+                     EDU_DEVICE ",id=hot,bus=rp,addr=0");
     uint64_t root;
     int i;
 
-    enable_behind_port(f);
-    driver_start(f, true, false);
-    root = new_root(f);
+    enable_behind_port(v);
+    driver_start(v, true, false);
+    root = new_root(v);
 
     for (i = 0; i < 3; i++) {
         if (i == 0) {
-            assert_ok(attach_table(f, root, EP_PORT));
-            assert_ok(attach_table(f, root, EP_EDU));
+            assert_ok(attach_table(v, root, EP_PORT));
+            assert_ok(attach_table(v, root, EP_EDU));
         } else if (i == 1) {
-            assert_ok(attach(f, OTHER, EP_PORT, 0));
-            assert_ok(map(f, OTHER, IOVA, IOVA + 0xfff, PAGE_A));
+            assert_ok(viommu_attach(v, OTHER, EP_PORT, 0));
+            assert_ok(map(v, OTHER, IOVA, IOVA + 0xfff, PAGE_A));
         } else {
-            assert_ok(attach(f, OTHER, EP_PORT, VIRTIO_IOMMU_ATTACH_F_BYPASS));
+            assert_ok(viommu_attach(v, OTHER, EP_PORT,
+                                    VIRTIO_IOMMU_ATTACH_F_BYPASS));
         }
-        g_assert(writes_to(f, i < 2 ? IOVA : PAGE_A, PAGE_A));
-        unplug(f);
+        g_assert(writes_to(v, i < 2 ? IOVA : PAGE_A, PAGE_A));
+        unplug(v);
 
         /* There is no endpoint, and no domain for which it was the last. */
-        g_assert_cmpuint(attach(f, OTHER, EP_PORT, 0), ==,
+        g_assert_cmpuint(viommu_attach(v, OTHER, EP_PORT, 0), ==,
                          VIRTIO_IOMMU_S_NOENT);
-        g_assert_cmpuint(attach_table(f, root, EP_PORT), ==,
+        g_assert_cmpuint(attach_table(v, root, EP_PORT), ==,
                          VIRTIO_IOMMU_S_NOENT);
-        g_assert_cmpuint(map(f, OTHER, 0, 0xfff, PAGE_A), ==,
+        g_assert_cmpuint(map(v, OTHER, 0, 0xfff, PAGE_A), ==,
                          VIRTIO_IOMMU_S_NOENT);
         /* The other one is where it was. */
-        assert_ok(invalidate(f, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_RANGE,
+        assert_ok(invalidate(v, INVALQ(0), 1, VIRTIO_IOMMU_INV_S_RANGE,
                              DOMAIN));
 
-        plug(f);
-        expect_fault_of_read(f, EP_PORT, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
-        expect_fault_of_read(f, EP_PORT, PAGE_A, VIRTIO_IOMMU_FAULT_R_DOMAIN);
+        plug(v);
+        expect_fault_of_read(v, EP_PORT, IOVA, VIRTIO_IOMMU_FAULT_R_DOMAIN);
+        expect_fault_of_read(v, EP_PORT, PAGE_A, VIRTIO_IOMMU_FAULT_R_DOMAIN);
     }
     /* Never attached */
-    unplug(f);
-    plug(f);
-    assert_ok(attach_table(f, root, EP_PORT));
-    g_assert(writes_to(f, IOVA, PAGE_A));
-    stop(f);
+    unplug(v);
+    plug(v);
+    assert_ok(attach_table(v, root, EP_PORT));
+    g_assert(writes_to(v, IOVA, PAGE_A));
+    stop(v);
 }
 
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 
-    if (!qtest_has_machine("q35") || !qtest_has_device("virtio-iommu-pci") ||
-        !qtest_has_device("edu") || !qtest_has_device("pcie-root-port")) {
-        g_test_message("q35, virtio-iommu-pci, edu or pcie-root-port not "
-                       "available");
+    if (!viommu_available("pcie-root-port")) {
         return 0;
     }
 

@@ -8,27 +8,16 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/bitops.h"
-#include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/units.h"
-#include "libqtest.h"
-#include "edu-dma.h"
-#include "libqos/malloc-pc.h"
-#include "libqos/pci.h"
-#include "libqos/pci-pc.h"
-#include "libqos/virtio.h"
-#include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
-#include "standard-headers/linux/virtio_config.h"
-#include "standard-headers/linux/virtio_pci.h"
-#include "standard-headers/linux/virtio_iommu_stage1.h"
+#include "virtio-iommu-qtest.h"
 
-/* System memory. The rings are below. */
-#define REQ             0x1000000       /* What the device reads of a request */
-#define ANSWER          0x1010000       /* What it writes */
-#define EVENTS          0x1020000
-#define TABLES          0x1100000       /* Allocated upwards */
+/* System memory, beside what all tests have there */
+#define REQ             VIOMMU_REQ
+#define ANSWER          VIOMMU_ANSWER
+#define EVENTS          VIOMMU_EVENTS
+#define TABLES          VIOMMU_TABLES
 #define PAGE_A          0x2000000ULL
 #define PAGE_B          0x2010000ULL
 #define PAGE_C          0x2020000ULL
@@ -41,42 +30,13 @@
 #define RAM_END         0x80000000ULL
 #define NOWHERE         0xc0000000ULL   /* Not in memory */
 
-#define STATUS_NONE     0xee            /* Not written */
+#define STATUS_NONE     VIOMMU_UNTOUCHED
 #define NR_EVENTS       8
 #define NR_INVALQS      2
 #define NR_DEVS         2
-#define FIRST_SLOT      4
-#define EP(n)           ((uint32_t)QPCI_DEVFN(FIRST_SLOT + (n), 0))
 #define NO_EP           0x777
 #define DOMAIN          7
 #define OTHER           9
-#define TIMEOUT_US      (10 * G_USEC_PER_SEC)
-
-/* x86-64 */
-#define X86_P           BIT_ULL(0)
-#define X86_RW          BIT_ULL(1)
-#define X86_US          BIT_ULL(2)
-#define X86_PS          BIT_ULL(7)
-#define X86_XD          BIT_ULL(63)
-
-/* Arm */
-#define ARM_VALID       BIT_ULL(0)
-#define ARM_TABLE       BIT_ULL(1)
-#define ARM_EL0         BIT_ULL(6)
-#define ARM_RO          BIT_ULL(7)
-#define ARM_AF          BIT_ULL(10)
-#define ARM_NG          BIT_ULL(11)
-#define ARM_APT_NO_EL0  BIT_ULL(61)
-#define ARM_APT_RO      BIT_ULL(62)
-
-typedef struct Format {
-    const char *name;
-    uint16_t format;
-    uint8_t granule;
-    uint8_t input_bits;
-    uint8_t output_bits;
-    uint8_t leaves[4];          /* log2 of their sizes */
-} Format;
 
 static const Format formats[] = {
     { "x86-64/4-level", VIRTIO_IOMMU_TABLE_X86_64, 12, 48, 52, { 12, 21, 30 } },
@@ -98,160 +58,54 @@ typedef struct Table {
     uint64_t root;
 } Table;
 
-/* Where the driver is in a packed ring */
-typedef struct PackedRing {
-    uint16_t next;
-    bool wrap;
-} PackedRing;
-
 typedef struct Stage1 {
-    QTestState *qts;
-    QPCIBus *bus;
-    QGuestAllocator alloc;
-    QVirtioPCIDevice *pci;
-    QVirtioDevice *dev;
-    QVirtQueue *reqq;
-    QVirtQueue *eventq;
-    QVirtQueue *invalq[NR_INVALQS];
+    VIOMMU v;
     /* What the next driver does; see driver_start() */
     uint64_t features_off;
-    unsigned invalqs;           /* Mask of those that it enables */
+    int nr_invalqs;
     int nr_events;              /* Buffers in the event queue */
-    PackedRing ring[VIRTIO_IOMMU_VQ_INVAL_FIRST + NR_INVALQS];
-    EduDMA edu[NR_DEVS];
-    uint64_t next_table;
     Table table;                /* Of DOMAIN, with IOVA_IO in it */
 } Stage1;
 
-/* Memory, always in little endian */
-
 static uint64_t get(Stage1 *s, uint64_t addr)
 {
-    uint64_t val;
-
-    qtest_memread(s->qts, addr, &val, sizeof(val));
-    return le64_to_cpu(val);
+    return qtest_readq(s->v.qts, addr);
 }
 
 static void set(Stage1 *s, uint64_t addr, uint64_t val)
 {
-    val = cpu_to_le64(val);
-    qtest_memwrite(s->qts, addr, &val, sizeof(val));
+    qtest_writeq(s->v.qts, addr, val);
 }
 
 /* Start and stop */
 
-static void driver_negotiate(Stage1 *s, bool stage1)
+static uint64_t features_off(Stage1 *s, bool stage1)
 {
-    uint64_t features;
-
-    qvirtio_start_device(s->dev);
-    features = qvirtio_get_features(s->dev);
-    features &= ~(QVIRTIO_F_BAD_FEATURE | s->features_off);
-    if (!stage1) {
-        features &= ~BIT_ULL(VIRTIO_IOMMU_F_STAGE1);
-    }
-    qvirtio_set_features(s->dev, features);
-}
-
-static bool is_packed(Stage1 *s)
-{
-    return s->dev->features & BIT_ULL(VIRTIO_F_RING_PACKED);
-}
-
-static QVirtQueue *enable_queue(Stage1 *s, int index)
-{
-    QVirtQueue *vq = qvirtqueue_setup(s->dev, &s->alloc, index);
-
-    if (is_packed(s)) {
-        /* Event structures are where a split queue has its rings */
-        qtest_memset(s->qts, vq->desc, 0, vq->size * 16);
-        qtest_memset(s->qts, vq->avail, 0, 4);
-        qtest_memset(s->qts, vq->used, 0, 4);
-        s->ring[index] = (PackedRing){ .wrap = true };
-    }
-    return vq;
-}
-
-static void add_event_buffers(Stage1 *s, int nr)
-{
-    int i;
-
-    for (i = 0; i < nr; i++) {
-        qvirtqueue_kick(s->qts, s->dev, s->eventq,
-                        qvirtqueue_add(s->qts, s->eventq, EVENTS + i * 64,
-                                       sizeof(struct virtio_iommu_fault), true,
-                                       false));
-    }
+    return s->features_off | (stage1 ? 0 : VIOMMU_NO_STAGE1);
 }
 
 static void driver_start(Stage1 *s, bool stage1)
 {
-    int i;
-
-    driver_negotiate(s, stage1);
-    s->reqq = enable_queue(s, 0);
-    s->eventq = enable_queue(s, 1);
-    if (s->dev->features & BIT_ULL(VIRTIO_IOMMU_F_STAGE1)) {
-        for (i = 0; i < NR_INVALQS; i++) {
-            if (s->invalqs & BIT(i)) {
-                s->invalq[i] = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST + i);
-            }
-        }
-    }
-    qvirtio_set_driver_ok(s->dev);
-    add_event_buffers(s, s->nr_events);
-}
-
-static void free_queue(Stage1 *s, QVirtQueue **vq)
-{
-    if (*vq) {
-        qvirtqueue_cleanup(s->dev->bus, *vq, &s->alloc);
-        *vq = NULL;
-    }
+    viommu_driver_start(&s->v, features_off(s, stage1), s->nr_invalqs,
+                        s->nr_events);
 }
 
 static void driver_free(Stage1 *s)
 {
-    int i;
-
-    free_queue(s, &s->reqq);
-    free_queue(s, &s->eventq);
-    for (i = 0; i < NR_INVALQS; i++) {
-        free_queue(s, &s->invalq[i]);
-    }
-}
-
-static void enable_devs(Stage1 *s)
-{
-    int i;
-
-    qvirtio_pci_device_enable(s->pci);
-    for (i = 0; i < NR_DEVS; i++) {
-        edu_dma_init(&s->edu[i], s->qts, s->bus, EP(i));
-    }
+    viommu_driver_free(&s->v);
 }
 
 static Stage1 *start_qemu(const char *opts)
 {
-    QPCIAddress addr = { .devfn = QPCI_DEVFN(3, 0) };
     Stage1 *s = g_new0(Stage1, 1);
 
-    s->qts = qtest_initf("-M q35 -m 2G -nodefaults "
-                         "-device virtio-iommu-pci,id=iommu,addr=3,"
-                         "boot-bypass=off%s "
-                         EDU_DEVICE ",addr=%d " EDU_DEVICE ",addr=%d",
-                         opts, FIRST_SLOT, FIRST_SLOT + 1);
-    s->bus = qpci_new_pc(s->qts, NULL);
-    pc_alloc_init(&s->alloc, s->qts, ALLOC_NO_FLAGS);
-    s->pci = virtio_pci_new(s->bus, &addr);
-    g_assert(s->pci);
-    s->dev = &s->pci->vdev;
-    enable_devs(s);
-    s->next_table = TABLES;
-    s->features_off = BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) |
-                      BIT_ULL(VIRTIO_RING_F_EVENT_IDX);
-    s->invalqs = BIT(NR_INVALQS) - 1;
+    viommu_init(&s->v, qtest_initf("-M q35 -m 2G -nodefaults "
+                                   "-device virtio-iommu-pci,id=iommu,addr=3,"
+                                   "boot-bypass=off%s "
+                                   EDU_DEVICE ",addr=4 " EDU_DEVICE ",addr=5",
+                                   opts), NR_DEVS);
+    s->features_off = VIOMMU_PLAIN_RINGS;
+    s->nr_invalqs = NR_INVALQS;
     s->nr_events = NR_EVENTS;
     return s;
 }
@@ -266,287 +120,89 @@ static Stage1 *start_opts(const char *opts, bool stage1)
 
 static void stop(Stage1 *s)
 {
-    driver_free(s);
-    g_free(s->pci->pdev);
-    g_free(s->pci);
-    alloc_destroy(&s->alloc);
-    qpci_free_pc(s->bus);
-    qtest_quit(s->qts);
+    viommu_free(&s->v);
+    qtest_quit(s->v.qts);
     g_free(s);
 }
 
 /* Requests */
 
-/* An element of a chain */
-typedef struct Piece {
-    uint64_t addr;
-    uint32_t len;
-    bool write;
-} Piece;
-
-static uint32_t send_pieces(Stage1 *s, QVirtQueue *vq, const Piece *p, int nr)
+static uint32_t request(Stage1 *s, int queue, const void *out, size_t out_len,
+                        size_t in_len)
 {
-    uint32_t head = 0;
-    int i;
-
-    /* One chain at a time */
-    vq->free_head = 0;
-    vq->num_free = vq->size;
-    for (i = 0; i < nr; i++) {
-        /* What follows the last one that was added is next: see qvring_init */
-        uint32_t d = qvirtqueue_add(s->qts, vq, p[i].addr, p[i].len, p[i].write,
-                                    i < nr - 1);
-
-        if (!i) {
-            head = d;
-        }
-    }
-    qvirtqueue_kick(s->qts, s->dev, vq, head);
-    return head;
+    return viommu_request(&s->v, queue, out, out_len, in_len);
 }
 
-static bool done(Stage1 *s, QVirtQueue *vq, uint32_t *len)
-{
-    uint32_t d;
-
-    if (!qvirtqueue_get_buf(s->qts, vq, &d, len)) {
-        return false;
-    }
-    g_assert_cmpuint(d, ==, 0);
-    return true;
-}
-
-#define PACKED_AVAIL(wrap)      ((wrap) ? BIT(7) : BIT(15))
-#define PACKED_USED(wrap)       ((wrap) ? BIT(7) | BIT(15) : 0)
-
-static uint32_t transfer_packed(Stage1 *s, QVirtQueue *vq, const Piece *p,
-                                int nr)
-{
-    gint64 start = g_get_monotonic_time();
-    PackedRing *ring = &s->ring[vq->index];
-    uint64_t first = vq->desc + ring->next * 16;
-    bool wrap = ring->wrap;
-    uint16_t head_flags = 0, flags;
-    int i;
-
-    for (i = 0; i < nr; i++) {
-        uint64_t desc = vq->desc + ring->next * 16;
-
-        flags = PACKED_AVAIL(ring->wrap);
-        flags |= p[i].write ? VRING_DESC_F_WRITE : 0;
-        flags |= i < nr - 1 ? VRING_DESC_F_NEXT : 0;
-        qtest_writeq(s->qts, desc, p[i].addr);
-        qtest_writel(s->qts, desc + 8, p[i].len);
-        qtest_writew(s->qts, desc + 12, 0x55);          /* Buffer ID */
-        if (i) {
-            qtest_writew(s->qts, desc + 14, flags);
-        } else {
-            head_flags = flags;
-        }
-        ring->next++;
-        if (ring->next == vq->size) {
-            ring->next = 0;
-            ring->wrap = !ring->wrap;
-        }
-    }
-    qtest_writew(s->qts, first + 14, head_flags);
-    s->dev->bus->virtqueue_kick(s->dev, vq);
-    do {
-        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
-        flags = qtest_readw(s->qts, first + 14);
-    } while ((flags & (BIT(7) | BIT(15))) != PACKED_USED(wrap));
-    g_assert_cmphex(qtest_readw(s->qts, first + 12), ==, 0x55);
-    return qtest_readl(s->qts, first + 8);
-}
-
-static uint32_t transfer(Stage1 *s, QVirtQueue *vq, const Piece *p, int nr)
-{
-    gint64 start = g_get_monotonic_time();
-    uint32_t len;
-
-    if (is_packed(s)) {
-        return transfer_packed(s, vq, p, nr);
-    }
-    send_pieces(s, vq, p, nr);
-    while (!done(s, vq, &len)) {
-        g_assert(g_get_monotonic_time() - start < TIMEOUT_US);
-    }
-    return len;
-}
-
-/* Returns the used length. @out_len or @in_len may be 0. */
-static uint32_t request(Stage1 *s, QVirtQueue *vq, const void *out,
-                        size_t out_len, size_t in_len)
-{
-    Piece p[2];
-    int nr = 0;
-
-    qtest_memset(s->qts, ANSWER, STATUS_NONE, 128);
-    if (out_len) {
-        qtest_memwrite(s->qts, REQ, out, out_len);
-        p[nr++] = (Piece){ REQ, out_len, false };
-    }
-    if (in_len) {
-        p[nr++] = (Piece){ ANSWER, in_len, true };
-    }
-    return transfer(s, vq, p, nr);
-}
-
-/* Of a request with a plain tail */
 static uint8_t status_of(Stage1 *s, const void *out, size_t out_len)
 {
-    struct virtio_iommu_req_tail tail;
-    uint32_t len = request(s, s->reqq, out, out_len, sizeof(tail));
-
-    g_assert_cmpuint(len, ==, sizeof(tail));
-    qtest_memread(s->qts, ANSWER, &tail, sizeof(tail));
-    g_assert(!tail.reserved[0] && !tail.reserved[1] && !tail.reserved[2]);
-    return tail.status;
+    return viommu_status_of(&s->v, out, out_len);
 }
 
 static struct virtio_iommu_req_attach_table attach_req(const Table *t,
                                                        uint32_t domain,
                                                        uint32_t ep)
 {
-    return (struct virtio_iommu_req_attach_table){
-        .head.type = VIRTIO_IOMMU_T_ATTACH_TABLE,
-        .domain = cpu_to_le32(domain),
-        .endpoint = cpu_to_le32(ep),
-        .format = cpu_to_le16(t->f->format),
-        .granule_shift = t->f->granule,
-        .input_bits = t->f->input_bits,
-        .output_bits = t->f->output_bits,
-        .root = cpu_to_le64(t->root),
-    };
+    return viommu_attach_table_req(t->f, t->root, domain, ep);
 }
 
 static uint8_t send_attach_table(Stage1 *s,
                                  const struct virtio_iommu_req_attach_table *r)
 {
-    return status_of(s, r, offsetof(typeof(*r), tail));
+    return viommu_send_attach_table(&s->v, r);
 }
 
 static uint8_t attach_table(Stage1 *s, const Table *t, uint32_t domain,
                             uint32_t ep)
 {
-    struct virtio_iommu_req_attach_table req = attach_req(t, domain, ep);
-
-    return send_attach_table(s, &req);
+    return viommu_attach_table(&s->v, t->f, t->root, domain, ep);
 }
 
 static uint8_t detach_table(Stage1 *s, uint32_t domain, uint32_t ep)
 {
-    struct virtio_iommu_req_detach_table req = {
-        .head.type = VIRTIO_IOMMU_T_DETACH_TABLE,
-        .domain = cpu_to_le32(domain),
-        .endpoint = cpu_to_le32(ep),
-    };
-
-    return status_of(s, &req, offsetof(typeof(req), tail));
-}
-
-/* ATTACH and DETACH look the same, but for flags */
-static uint8_t attach_old(Stage1 *s, uint8_t type, uint32_t domain, uint32_t ep,
-                          uint32_t flags)
-{
-    struct virtio_iommu_req_attach req = {
-        .head.type = type,
-        .domain = cpu_to_le32(domain),
-        .endpoint = cpu_to_le32(ep),
-        .flags = cpu_to_le32(flags),
-    };
-
-    return status_of(s, &req, offsetof(typeof(req), tail));
+    return viommu_detach_table(&s->v, domain, ep);
 }
 
 static uint8_t map(Stage1 *s, uint32_t domain, uint64_t iova, uint64_t pa)
 {
-    struct virtio_iommu_req_map req = {
-        .head.type = VIRTIO_IOMMU_T_MAP,
-        .domain = cpu_to_le32(domain),
-        .virt_start = cpu_to_le64(iova),
-        .virt_end = cpu_to_le64(iova + 0xfff),
-        .phys_start = cpu_to_le64(pa),
-        .flags = cpu_to_le32(VIRTIO_IOMMU_MAP_F_READ |
-                             VIRTIO_IOMMU_MAP_F_WRITE),
-    };
-
-    return status_of(s, &req, offsetof(typeof(req), tail));
+    return viommu_map(&s->v, domain, iova, iova + 0xfff, pa, VIOMMU_MAP_RW);
 }
 
 static uint8_t unmap(Stage1 *s, uint32_t domain, uint64_t iova)
 {
-    struct virtio_iommu_req_unmap req = {
-        .head.type = VIRTIO_IOMMU_T_UNMAP,
-        .domain = cpu_to_le32(domain),
-        .virt_start = cpu_to_le64(iova),
-        .virt_end = cpu_to_le64(iova + 0xfff),
-    };
-
-    return status_of(s, &req, offsetof(typeof(req), tail));
+    return viommu_unmap(&s->v, domain, iova, iova + 0xfff);
 }
 
-typedef struct Inval {
-    struct virtio_iommu_req_invalidate head;
-    struct virtio_iommu_inv_desc desc[257];
-} QEMU_PACKED Inval;
-
-static size_t inval_len(int nr)
+/* Invalidations: by default, all of DOMAIN */
+static Inval *new_inval(int nr)
 {
-    return sizeof(struct virtio_iommu_req_invalidate) +
-           nr * sizeof(struct virtio_iommu_inv_desc);
-}
-
-static Inval *inval_new(int nr)
-{
-    Inval *inv = g_new0(Inval, 1);
-    int i;
-
-    inv->head.type = VIRTIO_IOMMU_T_INVALIDATE;
-    inv->head.nr = cpu_to_le16(nr);
-    for (i = 0; i < nr; i++) {
-        inv->desc[i].domain = cpu_to_le32(DOMAIN);
-        inv->desc[i].scope = VIRTIO_IOMMU_INV_S_DOMAIN;
-    }
-    return inv;
-}
-
-static struct virtio_iommu_inv_desc range(uint32_t domain, uint64_t start,
-                                          uint64_t len, uint8_t leaf_shift,
-                                          uint16_t flags)
-{
-    return (struct virtio_iommu_inv_desc){
-        .domain = cpu_to_le32(domain),
-        .scope = VIRTIO_IOMMU_INV_S_RANGE,
-        .leaf_shift = leaf_shift,
-        .flags = cpu_to_le16(flags),
-        .start = cpu_to_le64(start),
-        .last = cpu_to_le64(start + len - 1),
-    };
+    return inval_new(nr, inv_domain(DOMAIN));
 }
 
 static void expect_answer(Stage1 *s, uint32_t nr_done, uint8_t status)
 {
     struct virtio_iommu_inv_tail tail;
 
-    qtest_memread(s->qts, ANSWER, &tail, sizeof(tail));
+    qtest_memread(s->v.qts, ANSWER, &tail, sizeof(tail));
     g_assert_cmpuint(tail.status, ==, status);
     g_assert_cmpuint(le32_to_cpu(tail.done), ==, nr_done);
     g_assert(!tail.reserved[0] && !tail.reserved[1] && !tail.reserved[2]);
 }
 
 /* Send @inv with @len bytes, and expect this answer */
-static void inval_len_on(Stage1 *s, QVirtQueue *vq, Inval *inv, size_t len,
+static void inval_len_on(Stage1 *s, int queue, Inval *inv, size_t len,
                          uint32_t nr_done, uint8_t status)
 {
-    g_assert_cmpuint(request(s, vq, inv, len, 8), ==, 8);
-    expect_answer(s, nr_done, status);
+    uint32_t done;
+
+    g_assert_cmpuint(viommu_invalidate(&s->v, queue, inv, len, &done), ==,
+                     status);
+    g_assert_cmpuint(done, ==, nr_done);
 }
 
 static void inval_expect(Stage1 *s, Inval *inv, uint32_t nr_done,
                          uint8_t status)
 {
-    inval_len_on(s, s->invalq[0], inv, inval_len(le16_to_cpu(inv->head.nr)),
+    inval_len_on(s, INVALQ(0), inv, inval_len(le16_to_cpu(inv->head.nr)),
                  nr_done, status);
 }
 
@@ -554,7 +210,7 @@ static void inval_expect(Stage1 *s, Inval *inv, uint32_t nr_done,
 static void inval_one(Stage1 *s, struct virtio_iommu_inv_desc desc,
                       uint8_t status)
 {
-    g_autofree Inval *inv = inval_new(1);
+    g_autofree Inval *inv = new_inval(1);
 
     inv->desc[0] = desc;
     inval_expect(s, inv, status == VIRTIO_IOMMU_S_OK, status);
@@ -563,36 +219,20 @@ static void inval_one(Stage1 *s, struct virtio_iommu_inv_desc desc,
 static void inval_range(Stage1 *s, uint32_t domain, uint64_t start,
                         uint64_t len, uint8_t leaf_shift, uint16_t flags)
 {
-    inval_one(s, range(domain, start, len, leaf_shift, flags),
+    inval_one(s, inv_range(domain, start, len, leaf_shift, flags),
               VIRTIO_IOMMU_S_OK);
 }
 
 static void inval_domain(Stage1 *s, uint32_t domain)
 {
-    struct virtio_iommu_inv_desc desc = {
-        .domain = cpu_to_le32(domain),
-        .scope = VIRTIO_IOMMU_INV_S_DOMAIN,
-    };
-
-    inval_one(s, desc, VIRTIO_IOMMU_S_OK);
+    inval_one(s, inv_domain(domain), VIRTIO_IOMMU_S_OK);
 }
 
 /* Tables */
 
-static bool is_x86(const Format *f)
-{
-    return f->format == VIRTIO_IOMMU_TABLE_X86_64;
-}
-
 static uint64_t new_table_page(Stage1 *s, const Format *f)
 {
-    uint64_t size = BIT_ULL(f->granule);
-    uint64_t page = (s->next_table + size - 1) & ~(size - 1);
-
-    s->next_table = page + size;
-    g_assert_cmphex(s->next_table, <, PAGE_A);
-    qtest_memset(s->qts, page, 0, size);
-    return page;
+    return viommu_new_table(&s->v, f);
 }
 
 static Table new_table(Stage1 *s, const Format *f)
@@ -600,50 +240,11 @@ static Table new_table(Stage1 *s, const Format *f)
     return (Table){ f, new_table_page(s, f) };
 }
 
-static uint64_t table_entry(const Format *f, uint64_t page)
-{
-    return page | (is_x86(f) ? X86_P | X86_RW | X86_US : ARM_VALID | ARM_TABLE);
-}
-
-static uint64_t leaf_entry(const Format *f, uint8_t shift, uint64_t pa, bool ro)
-{
-    if (is_x86(f)) {
-        return pa | X86_P | X86_US | (ro ? 0 : X86_RW) |
-               (shift > 12 ? X86_PS : 0);
-    }
-    return pa | ARM_VALID | ARM_EL0 | ARM_AF | ARM_NG | (ro ? ARM_RO : 0) |
-           (shift == f->granule ? ARM_TABLE : 0);
-}
-
-static uint8_t top_shift(const Format *f)
-{
-    uint8_t shift = f->granule;
-
-    while (shift + f->granule - 3 < f->input_bits) {
-        shift += f->granule - 3;
-    }
-    return shift;
-}
-
 /* Where the entry for @iova is that covers 1 << @shift. Makes tables. */
 static uint64_t entry_at(Stage1 *s, const Table *t, uint64_t iova,
                          uint8_t shift)
 {
-    uint8_t bits = t->f->granule - 3, cur = top_shift(t->f);
-    uint64_t page = t->root, entry;
-
-    for (;; cur -= bits) {
-        entry = page + 8 * ((iova >> cur) & (BIT_ULL(bits) - 1));
-        if (cur == shift) {
-            return entry;
-        }
-        g_assert_cmpuint(cur, >, shift);
-        if (!get(s, entry)) {
-            set(s, entry, table_entry(t->f, new_table_page(s, t->f)));
-        }
-        page = get(s, entry) & MAKE_64BIT_MASK(t->f->granule,
-                                               48 - t->f->granule);
-    }
+    return viommu_entry_at(&s->v, t->f, t->root, iova, shift);
 }
 
 static void map_leaf(Stage1 *s, const Table *t, uint64_t iova, uint8_t shift,
@@ -680,8 +281,7 @@ static void setup(Stage1 *s, const Format *f)
     label(s, PAGE_C);
     s->table = new_io_table(s, f);
     map_page(s, &s->table, IOVA, PAGE_A);
-    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
 }
 
 static Stage1 *start_format(const Format *f, const char *opts)
@@ -704,32 +304,19 @@ static Stage1 *start(void)
 /* Memory to buffer, buffer to memory */
 static void edu_get(Stage1 *s, int dev, uint64_t iova)
 {
-    edu_dma_read(&s->edu[dev], iova, 8);
+    edu_dma_read(&s->v.edu[dev], iova, 8);
 }
 
 static void edu_put(Stage1 *s, int dev, uint64_t iova)
 {
-    edu_dma_write(&s->edu[dev], iova, 8);
-}
-
-static bool take_fault(Stage1 *s, struct virtio_iommu_fault *fault)
-{
-    uint32_t d, len;
-
-    if (!qvirtqueue_get_buf(s->qts, s->eventq, &d, &len)) {
-        return false;
-    }
-    g_assert_cmpuint(len, ==, sizeof(*fault));
-    qtest_memread(s->qts, EVENTS + d * 64, fault, sizeof(*fault));
-    qvirtqueue_kick(s->qts, s->dev, s->eventq, d);
-    return true;
+    edu_dma_write(&s->v.edu[dev], iova, 8);
 }
 
 static void assert_no_fault(Stage1 *s)
 {
     struct virtio_iommu_fault fault;
 
-    g_assert(!take_fault(s, &fault));
+    g_assert(!viommu_take_fault(&s->v, &fault));
 }
 
 /*
@@ -740,11 +327,11 @@ static uint8_t fault_reason(Stage1 *s, int dev, uint64_t iova, uint32_t flags)
 {
     struct virtio_iommu_fault fault, second;
 
-    g_assert(take_fault(s, &fault));
+    g_assert(viommu_take_fault(&s->v, &fault));
     g_assert_cmphex(le32_to_cpu(fault.flags), ==, flags);
     g_assert_cmphex(le32_to_cpu(fault.endpoint), ==, EP(dev));
     g_assert_cmphex(le64_to_cpu(fault.address), ==, iova);
-    if (take_fault(s, &second)) {
+    if (viommu_take_fault(&s->v, &second)) {
         g_assert_cmphex(le64_to_cpu(second.address), ==, iova + 4);
         second.address = fault.address;
         g_assert_cmpmem(&second, sizeof(second), &fault, sizeof(fault));
@@ -783,15 +370,13 @@ static void write_faults(Stage1 *s, uint64_t iova)
                  VIRTIO_IOMMU_FAULT_F_ADDRESS | VIRTIO_IOMMU_FAULT_F_WRITE);
 }
 
-/* What a device reads. The buffer goes out through IOVA_IO. */
+/* What a device reads */
 static uint64_t dma_read_by(Stage1 *s, int dev, uint64_t iova)
 {
-    edu_get(s, dev, iova);
+    uint64_t val = edu_dma_load(&s->v.edu[dev], iova, 8, IOVA_IO, PAGE_IO);
+
     assert_no_fault(s);
-    set(s, PAGE_IO, 0);
-    edu_put(s, dev, IOVA_IO);
-    assert_no_fault(s);
-    return get(s, PAGE_IO);
+    return val;
 }
 
 static uint64_t dma_read(Stage1 *s, uint64_t iova)
@@ -804,9 +389,7 @@ static uint64_t dma_read(Stage1 *s, uint64_t iova)
 
 static void dma_write(Stage1 *s, uint64_t iova, uint64_t val)
 {
-    set(s, PAGE_IO, val);
-    edu_get(s, 0, IOVA_IO);
-    edu_put(s, 0, iova);
+    edu_dma_store(&s->v.edu[0], iova, 8, val, IOVA_IO, PAGE_IO);
     assert_no_fault(s);
 }
 
@@ -839,9 +422,9 @@ static void assert_attached(Stage1 *s, int dev, bool attached)
 
 static void check_config(Stage1 *s, int num_invalqs)
 {
-    g_assert_cmpuint(qvirtio_config_readw(s->dev, 40), ==, num_invalqs);
-    g_assert_cmpuint(qvirtio_config_readw(s->dev, 42), ==, 256);
-    g_assert_cmpuint(qvirtio_config_readl(s->dev, 44), ==, 0);
+    g_assert_cmpuint(qvirtio_config_readw(s->v.dev, 40), ==, num_invalqs);
+    g_assert_cmpuint(qvirtio_config_readw(s->v.dev, 42), ==, 256);
+    g_assert_cmpuint(qvirtio_config_readl(s->v.dev, 44), ==, 0);
 }
 
 /* FTR-D-1, FTR-D-3, FTR-D-4, INV-D-1, INV-D-3, INV-D-4, INV-D-5 */
@@ -852,7 +435,7 @@ static void test_config(void)
 
     for (i = 0; i < ARRAY_SIZE(opts); i++) {
         Stage1 *s = start_opts(opts[i], true);
-        uint64_t features = qvirtio_get_features(s->dev);
+        uint64_t features = qvirtio_get_features(s->v.dev);
         int nr = i ? 64 : 2;
 
         g_assert(features & BIT_ULL(VIRTIO_IOMMU_F_STAGE1));
@@ -863,19 +446,19 @@ static void test_config(void)
         check_config(s, nr);
         /* A driver that writes there changes nothing */
         for (j = 40; j < 48; j++) {
-            qpci_io_writeb(s->pci->pdev, s->pci->bar,
-                           s->pci->device_cfg_offset + j, 0x5a);
+            qpci_io_writeb(s->v.pci->pdev, s->v.pci->bar,
+                           s->v.pci->device_cfg_offset + j, 0x5a);
         }
         check_config(s, nr);
-        s->dev->bus->queue_select(s->dev, nr + 1);
-        g_assert_cmpuint(s->dev->bus->get_queue_size(s->dev), >, 0);
-        s->dev->bus->queue_select(s->dev, nr + 2);
-        g_assert_cmpuint(s->dev->bus->get_queue_size(s->dev), ==, 0);
+        s->v.dev->bus->queue_select(s->v.dev, nr + 1);
+        g_assert_cmpuint(s->v.dev->bus->get_queue_size(s->v.dev), >, 0);
+        s->v.dev->bus->queue_select(s->v.dev, nr + 2);
+        g_assert_cmpuint(s->v.dev->bus->get_queue_size(s->v.dev), ==, 0);
         setup(s, X86);
         assert_reads(s, IOVA, PAGE_A);
         check_config(s, nr);
         driver_free(s);
-        qvirtio_reset(s->dev);
+        qvirtio_reset(s->v.dev);
         driver_start(s, true);
         check_config(s, nr);
         stop(s);
@@ -893,11 +476,11 @@ static uint8_t probe(Stage1 *s, uint32_t ep, uint8_t *props, size_t *len)
     struct virtio_iommu_req_tail tail;
     const size_t size = 512;
 
-    g_assert_cmpuint(qvirtio_config_readl(s->dev, 32), ==, size);
-    g_assert_cmpuint(request(s, s->reqq, &req, sizeof(req),
+    g_assert_cmpuint(qvirtio_config_readl(s->v.dev, 32), ==, size);
+    g_assert_cmpuint(request(s, REQQ, &req, sizeof(req),
                              size + sizeof(tail)), ==, size + sizeof(tail));
-    qtest_memread(s->qts, ANSWER, props, size);
-    qtest_memread(s->qts, ANSWER + size, &tail, sizeof(tail));
+    qtest_memread(s->v.qts, ANSWER, props, size);
+    qtest_memread(s->v.qts, ANSWER + size, &tail, sizeof(tail));
     for (*len = 0; *len < size; ) {
         memcpy(&head, props + *len, sizeof(head));
         if (!head.type) {
@@ -916,7 +499,7 @@ static int count_formats(Stage1 *s, uint32_t ep,
     size_t len, i;
     int nr = 0;
 
-    g_assert_cmpuint(probe(s, ep, props, &len), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(probe(s, ep, props, &len));
     for (i = 0; i < len; i += sizeof(head) + le16_to_cpu(head.length)) {
         memcpy(&head, props + i, sizeof(head));
         if (le16_to_cpu(head.type) != VIRTIO_IOMMU_PROBE_T_TABLE_FORMAT) {
@@ -1000,13 +583,12 @@ static void test_probe(void)
     g_assert_cmpuint(probe(s, NO_EP, props, &len), ==, VIRTIO_IOMMU_S_NOENT);
 
     /* The same whatever the endpoint is attached to */
-    g_assert_cmpuint(probe(s, EP(0), props, &len), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(probe(s, EP(0), props, &len));
     setup(s, X86);
-    g_assert_cmpuint(probe(s, EP(0), again, &len_again), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(probe(s, EP(0), again, &len_again));
     g_assert_cmpmem(again, len_again, props, len);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(0), 0), ==,
-                     VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(probe(s, EP(0), again, &len_again), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_attach(&s->v, OTHER, EP(0), 0));
+    assert_ok(probe(s, EP(0), again, &len_again));
     g_assert_cmpmem(again, len_again, props, len);
     stop(s);
 }
@@ -1021,11 +603,12 @@ static void test_features(void)
     int i;
 
     for (i = 0; i < 2; i++) {
-        qvirtio_start_device(s->dev);
-        s->dev->bus->set_features(s->dev, features);
-        status = s->dev->bus->get_status(s->dev);
-        s->dev->bus->set_status(s->dev, status | VIRTIO_CONFIG_S_FEATURES_OK);
-        status = s->dev->bus->get_status(s->dev);
+        qvirtio_start_device(s->v.dev);
+        s->v.dev->bus->set_features(s->v.dev, features);
+        status = s->v.dev->bus->get_status(s->v.dev);
+        s->v.dev->bus->set_status(s->v.dev,
+                                  status | VIRTIO_CONFIG_S_FEATURES_OK);
+        status = s->v.dev->bus->get_status(s->v.dev);
         g_assert(!!(status & VIRTIO_CONFIG_S_FEATURES_OK) == i);
         features |= BIT_ULL(VIRTIO_IOMMU_F_PROBE);
     }
@@ -1040,7 +623,7 @@ static void test_off(void)
 {
     const char *opts[] = { "", STAGE1_ON };
     struct virtio_iommu_probe_table_format f[2];
-    g_autofree Inval *inv = inval_new(1);
+    g_autofree Inval *inv = new_inval(1);
     uint32_t len;
     int i, j;
 
@@ -1048,13 +631,13 @@ static void test_off(void)
         Stage1 *s = start_opts(opts[i], false);
         Table t = new_table(s, X86);
 
-        g_assert(!!(qvirtio_get_features(s->dev) &
+        g_assert(!!(qvirtio_get_features(s->v.dev) &
                     BIT_ULL(VIRTIO_IOMMU_F_STAGE1)) == i);
         if (!i) {
             /* No configuration beyond that of before, no queue */
-            g_assert_cmphex(qvirtio_config_readw(s->dev, 40), ==, 0xffff);
-            s->dev->bus->queue_select(s->dev, 2);
-            g_assert_cmpuint(s->dev->bus->get_queue_size(s->dev), ==, 0);
+            g_assert_cmphex(qvirtio_config_readw(s->v.dev, 40), ==, 0xffff);
+            s->v.dev->bus->queue_select(s->v.dev, 2);
+            g_assert_cmpuint(s->v.dev->bus->get_queue_size(s->v.dev), ==, 0);
         }
         g_assert_cmpint(count_formats(s, EP(0), f), ==, 0);
         g_assert_cmpuint(attach_table(s, &t, DOMAIN, EP(0)), ==,
@@ -1070,17 +653,15 @@ static void test_off(void)
                     { REQ, inval_len(1), false }, { ANSWER, 8, true },
                 };
 
-                s->invalq[j] = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST + j);
-                qtest_memwrite(s->qts, REQ, inv, inval_len(1));
-                send_pieces(s, s->invalq[j], p, 2);
-                g_assert(!done(s, s->invalq[j], &len));
+                viommu_enable_queue(&s->v, INVALQ(j));
+                qtest_memwrite(s->v.qts, REQ, inv, inval_len(1));
+                viommu_send_pieces(&s->v, INVALQ(j), p, 2);
+                g_assert(!viommu_done(&s->v, INVALQ(j), &len));
             }
         }
-        g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, DOMAIN, EP(0),
-                                    0), ==, VIRTIO_IOMMU_S_OK);
-        g_assert_cmpuint(map(s, DOMAIN, IOVA, PAGE_A), ==, VIRTIO_IOMMU_S_OK);
-        g_assert_cmpuint(map(s, DOMAIN, IOVA_IO, PAGE_IO), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(viommu_attach(&s->v, DOMAIN, EP(0), 0));
+        assert_ok(map(s, DOMAIN, IOVA, PAGE_A));
+        assert_ok(map(s, DOMAIN, IOVA_IO, PAGE_IO));
         label(s, PAGE_A);
         assert_reads(s, IOVA, PAGE_A);
         stop(s);
@@ -1102,21 +683,8 @@ static void test_options(void)
     for (i = 0; i < ARRAY_SIZE(bad); i++) {
         g_autofree char *dev = g_strdup_printf("virtio-iommu-pci,%s",
                                                bad[i].opts);
-        g_autofree char *err = NULL;
-        const char *argv[] = {
-            qtest_qemu_binary(NULL), "-M", "q35", "-accel", "qtest",
-            "-display", "none", "-nodefaults", "-device", dev,
-            /* If QEMU gets this far, it stops here */
-            "-device", "no-such-device", NULL
-        };
-        int status;
 
-        g_assert(g_spawn_sync(NULL, (char **)argv, NULL,
-                              G_SPAWN_SEARCH_PATH |
-                              G_SPAWN_STDOUT_TO_DEV_NULL,
-                              NULL, NULL, NULL, &err, &status, NULL));
-        g_assert(WIFEXITED(status) && WEXITSTATUS(status));
-        g_assert(strstr(err, bad[i].error));
+        viommu_expect_error(dev, bad[i].error);
     }
 }
 
@@ -1138,7 +706,8 @@ static void test_attach(void)
         g_assert_cmpuint(send_attach_table(s, &req), ==,                \
                          VIRTIO_IOMMU_S_##expected);                    \
         assert_attached(s, 0, false);                                   \
-        inval_one(s, range(DOMAIN, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);  \
+        inval_one(s, inv_range(DOMAIN, 0, 0, 0, 0),                     \
+                  VIRTIO_IOMMU_S_NOENT);                                \
     } while (0)
 
     /* ATT-D-2, ATT-D-9 */
@@ -1218,11 +787,11 @@ static void test_attach(void)
     req.arm64.sh = 3;
     req.arm64.orgn = 3;
     req.arm64.irgn = 3;
-    g_assert_cmpuint(send_attach_table(s, &req), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(send_attach_table(s, &req));
     /* ATT-D-25: again is fine, for another endpoint too */
-    g_assert_cmpuint(send_attach_table(s, &req), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(send_attach_table(s, &req));
     req.endpoint = cpu_to_le32(EP(1));
-    g_assert_cmpuint(send_attach_table(s, &req), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(send_attach_table(s, &req));
 
     /* ATT-D-13, ATT-D-19: only with the same table, whoever asks */
 #define OTHER_TABLE(field, val) do {                                    \
@@ -1240,14 +809,12 @@ static void test_attach(void)
 #undef OTHER_TABLE
 
     /* ATT-D-24: the endpoint moves */
-    g_assert_cmpuint(attach_table(s, &x86, OTHER, EP(1)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &x86, OTHER, EP(1)));
     g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(detach_table(s, OTHER, EP(1)), ==, VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(detach_table(s, OTHER, EP(1)));
+    assert_ok(detach_table(s, DOMAIN, EP(0)));
     /* DOM-D-5, DOM-D-6: no endpoint, no domain, and the number is free */
-    g_assert_cmpuint(attach_table(s, &x86, DOMAIN, EP(0)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &x86, DOMAIN, EP(0)));
     stop(s);
 }
 
@@ -1287,14 +854,13 @@ static void test_detach(void)
     g_assert_cmpuint(status_of(s, &req, len + 1), ==, VIRTIO_IOMMU_S_INVAL);
     assert_reads(s, IOVA, PAGE_A);
 
-    g_assert_cmpuint(status_of(s, &req, len), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(status_of(s, &req, len));
     g_assert_cmpuint(status_of(s, &req, len), ==, VIRTIO_IOMMU_S_INVAL);
     assert_attached(s, 0, false);
 
     /* ATT-D-27: back with an empty cache */
     map_page(s, &s->table, IOVA, PAGE_B);
-    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
     assert_reads(s, IOVA, PAGE_B);
     stop(s);
 }
@@ -1309,21 +875,20 @@ static void test_map_unmap(void)
 
     g_assert_cmpuint(map(s, DOMAIN, IOVA, PAGE_B), ==, VIRTIO_IOMMU_S_INVAL);
     g_assert_cmpuint(unmap(s, DOMAIN, IOVA), ==, VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, DOMAIN, EP(1), 0), ==,
+    g_assert_cmpuint(viommu_attach(&s->v, DOMAIN, EP(1), 0), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, DOMAIN, EP(0), 0), ==,
+    g_assert_cmpuint(viommu_attach(&s->v, DOMAIN, EP(0), 0), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, DOMAIN, EP(1),
-                                VIRTIO_IOMMU_ATTACH_F_BYPASS), ==,
+    g_assert_cmpuint(viommu_attach(&s->v, DOMAIN, EP(1),
+                                   VIRTIO_IOMMU_ATTACH_F_BYPASS), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_DETACH, DOMAIN, EP(0), 0), ==,
+    g_assert_cmpuint(viommu_detach(&s->v, DOMAIN, EP(0)), ==,
                      VIRTIO_IOMMU_S_INVAL);
     assert_reads(s, IOVA, PAGE_A);
 
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(1), 0), ==,
-                     VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(map(s, OTHER, IOVA, PAGE_B), ==, VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(map(s, OTHER, IOVA_IO, PAGE_IO), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_attach(&s->v, OTHER, EP(1), 0));
+    assert_ok(map(s, OTHER, IOVA, PAGE_B));
+    assert_ok(map(s, OTHER, IOVA_IO, PAGE_IO));
     g_assert_cmpuint(attach_table(s, &s->table, OTHER, EP(0)), ==,
                      VIRTIO_IOMMU_S_INVAL);
     g_assert_cmpuint(attach_table(s, &s->table, OTHER, EP(1)), ==,
@@ -1332,27 +897,22 @@ static void test_map_unmap(void)
     g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_A);
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_B);
     /* INV-D-22 */
-    inval_one(s, range(OTHER, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_INVAL);
+    inval_one(s, inv_range(OTHER, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_INVAL);
 
     /* From one kind to the other and back */
-    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &s->table, DOMAIN, EP(1)));
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_A);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(1), 0), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_attach(&s->v, OTHER, EP(1), 0));
     edu_get(s, 1, IOVA);
     expect_fault(s, 1, IOVA, VIRTIO_IOMMU_FAULT_R_MAPPING,
                  VIRTIO_IOMMU_FAULT_F_ADDRESS | VIRTIO_IOMMU_FAULT_F_READ);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_DETACH, OTHER, EP(1), 0), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_detach(&s->v, OTHER, EP(1)));
 
     /* Bypass has no table either */
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(1),
-                                VIRTIO_IOMMU_ATTACH_F_BYPASS), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_attach(&s->v, OTHER, EP(1), VIRTIO_IOMMU_ATTACH_F_BYPASS));
     g_assert_cmpuint(attach_table(s, &s->table, OTHER, EP(0)), ==,
                      VIRTIO_IOMMU_S_INVAL);
-    inval_one(s, range(OTHER, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_INVAL);
+    inval_one(s, inv_range(OTHER, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_INVAL);
     stop(s);
 }
 
@@ -1433,11 +993,9 @@ static void test_attach_order(const void *opaque)
     for (plain = 0; plain < 2; plain++) {
         /* Of the two kinds of domains, as ATT_12 and ATT_13 want it */
         if (plain) {
-            g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, PLAIN, EP(1),
-                                        0), ==, VIRTIO_IOMMU_S_OK);
+            assert_ok(viommu_attach(&s->v, PLAIN, EP(1), 0));
         } else {
-            g_assert_cmpuint(attach_table(s, &other, TABLE, EP(1)), ==,
-                             VIRTIO_IOMMU_S_OK);
+            assert_ok(attach_table(s, &other, TABLE, EP(1)));
         }
         for (i = 0; i < NR_ATT; i++) {
             for (j = i; j < NR_ATT; j++) {
@@ -1448,11 +1006,12 @@ static void test_attach_order(const void *opaque)
                 g_assert_cmpuint(attach_with(s, &s->table, BIT(i) | BIT(j)), ==,
                                  status[i]);
                 assert_reads(s, IOVA, PAGE_A);
-                inval_one(s, range(OTHER, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);
+                inval_one(s, inv_range(OTHER, 0, 0, 0, 0),
+                          VIRTIO_IOMMU_S_NOENT);
             }
         }
     }
-    g_assert_cmpuint(attach_with(s, &s->table, 0), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_with(s, &s->table, 0));
     stop(s);
 }
 
@@ -1470,11 +1029,9 @@ static void test_detach_order(void)
 
     for (k = 0; k < ARRAY_SIZE(domains); k++) {
         if (domains[k] == PLAIN) {
-            g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, PLAIN, EP(1),
-                                        0), ==, VIRTIO_IOMMU_S_OK);
+            assert_ok(viommu_attach(&s->v, PLAIN, EP(1), 0));
         } else if (domains[k] == TABLE) {
-            g_assert_cmpuint(attach_table(s, &other, TABLE, EP(1)), ==,
-                             VIRTIO_IOMMU_S_OK);
+            assert_ok(attach_table(s, &other, TABLE, EP(1)));
         }
         for (i = 0; i < ARRAY_SIZE(status); i++) {
             for (j = i; j < ARRAY_SIZE(status); j++) {
@@ -1510,8 +1067,7 @@ static void test_attach_any(void)
     uint8_t status;
     int i;
 
-    g_assert_cmpuint(attach_table(s, &empty, OTHER, EP(0)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &empty, OTHER, EP(0)));
     read_faults(s, IOVA);
     /* TBL-D-9: it fills later, which the device sees by itself */
     map_page(s, &empty, IOVA, PAGE_B);
@@ -1519,14 +1075,13 @@ static void test_attach_any(void)
     assert_reads(s, IOVA, PAGE_B);
 
     /* The whole of domain_range */
-    g_assert_cmphex(qvirtio_config_readl(s->dev, 24), ==, 0);
-    g_assert_cmphex(qvirtio_config_readl(s->dev, 28), ==, UINT32_MAX);
+    g_assert_cmphex(qvirtio_config_readl(s->v.dev, 24), ==, 0);
+    g_assert_cmphex(qvirtio_config_readl(s->v.dev, 28), ==, UINT32_MAX);
     for (i = 0; i < ARRAY_SIZE(ids); i++) {
-        g_assert_cmpuint(attach_table(s, &s->table, ids[i], EP(0)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &s->table, ids[i], EP(0)));
         assert_reads(s, IOVA, PAGE_A);
         inval_domain(s, ids[i]);
-        inval_one(s, range(i ? ids[i - 1] : OTHER, 0, 0, 0, 0),
+        inval_one(s, inv_range(i ? ids[i - 1] : OTHER, 0, 0, 0, 0),
                   VIRTIO_IOMMU_S_NOENT);
     }
 
@@ -1538,9 +1093,9 @@ static void test_attach_any(void)
         if (status == VIRTIO_IOMMU_S_FAULT) {
             continue;
         }
-        g_assert_cmpuint(status, ==, VIRTIO_IOMMU_S_OK);
+        assert_ok(status);
         assert_attached(s, 1, true);
-        g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_OK);
+        assert_ok(detach_table(s, DOMAIN, EP(1)));
     }
     stop(s);
 }
@@ -1607,12 +1162,11 @@ static void test_move(void)
     int from, to, i;
 
     map_page(s, &b, IOVA, PAGE_B);
-    g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(detach_table(s, DOMAIN, EP(0)));
     /* Held by the other endpoint, or there would be no mapping to find */
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, MAPPED, EP(1), 0), ==,
-                     VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(map(s, MAPPED, IOVA, PAGE_C), ==, VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(map(s, MAPPED, IOVA_IO, PAGE_IO), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_attach(&s->v, MAPPED, EP(1), 0));
+    assert_ok(map(s, MAPPED, IOVA, PAGE_C));
+    assert_ok(map(s, MAPPED, IOVA_IO, PAGE_IO));
 
     for (from = A; from < NR_STATES; from++) {
         for (to = NONE; to < NR_STATES; to++) {
@@ -1622,17 +1176,15 @@ static void test_move(void)
                 switch (state) {
                 case A:
                 case B:
-                    g_assert_cmpuint(attach_table(s, state == A ? &s->table :
-                                                  &b, state, EP(0)), ==,
-                                     VIRTIO_IOMMU_S_OK);
+                    assert_ok(attach_table(s, state == A ? &s->table : &b,
+                                           state, EP(0)));
                     assert_reads(s, IOVA, state == A ? PAGE_A : PAGE_B);
                     break;
                 case MAPPED:
                 case BYPASS:
-                    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, state,
-                                                EP(0), state == BYPASS ?
-                                                VIRTIO_IOMMU_ATTACH_F_BYPASS :
-                                                0), ==, VIRTIO_IOMMU_S_OK);
+                    assert_ok(viommu_attach(&s->v, state, EP(0),
+                                            state == BYPASS ?
+                                            VIRTIO_IOMMU_ATTACH_F_BYPASS : 0));
                     if (state == MAPPED) {
                         assert_reads(s, IOVA, PAGE_C);
                     } else {
@@ -1641,19 +1193,16 @@ static void test_move(void)
                     break;
                 default:
                     if (from == A || from == B) {
-                        g_assert_cmpuint(detach_table(s, from, EP(0)), ==,
-                                         VIRTIO_IOMMU_S_OK);
+                        assert_ok(detach_table(s, from, EP(0)));
                     } else {
-                        g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_DETACH,
-                                                    from, EP(0), 0), ==,
-                                         VIRTIO_IOMMU_S_OK);
+                        assert_ok(viommu_detach(&s->v, from, EP(0)));
                     }
                     assert_attached(s, 0, false);
                 }
             }
             /* DOM-D-5: what it has left is gone, what it is in is there */
             if (from != to) {
-                inval_one(s, range(from, 0, 0, 0, 0), from == MAPPED ?
+                inval_one(s, inv_range(from, 0, 0, 0, 0), from == MAPPED ?
                           VIRTIO_IOMMU_S_INVAL : VIRTIO_IOMMU_S_NOENT);
             }
             if (to == A || to == B) {
@@ -1673,40 +1222,32 @@ static void test_ids(void)
 
     map_page(s, &b, IOVA, PAGE_B);
     for (i = 0; i < 3; i++) {
-        g_assert_cmpuint(attach_table(s, &s->table, OTHER, EP(0)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &s->table, OTHER, EP(0)));
         assert_reads(s, IOVA, PAGE_A);
-        g_assert_cmpuint(detach_table(s, OTHER, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+        assert_ok(detach_table(s, OTHER, EP(0)));
         /* ATT-D-27: the same ID, another table */
-        g_assert_cmpuint(attach_table(s, &b, OTHER, EP(0)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &b, OTHER, EP(0)));
         assert_reads(s, IOVA, PAGE_B);
-        g_assert_cmpuint(detach_table(s, OTHER, EP(0)), ==, VIRTIO_IOMMU_S_OK);
-        g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(0), 0),
-                         ==, VIRTIO_IOMMU_S_OK);
+        assert_ok(detach_table(s, OTHER, EP(0)));
+        assert_ok(viommu_attach(&s->v, OTHER, EP(0), 0));
         read_faults(s, IOVA);
-        g_assert_cmpuint(map(s, OTHER, IOVA, PAGE_C), ==, VIRTIO_IOMMU_S_OK);
-        g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_DETACH, OTHER, EP(0), 0),
-                         ==, VIRTIO_IOMMU_S_OK);
+        assert_ok(map(s, OTHER, IOVA, PAGE_C));
+        assert_ok(viommu_detach(&s->v, OTHER, EP(0)));
     }
     /* By leaving it for another domain, too */
-    g_assert_cmpuint(attach_table(s, &b, OTHER, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &b, OTHER, EP(0)));
     assert_reads(s, IOVA, PAGE_B);
-    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                     VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER, EP(1), 0),
-                     ==, VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(map(s, OTHER, IOVA, PAGE_C), ==, VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(unmap(s, OTHER, IOVA), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
+    assert_ok(viommu_attach(&s->v, OTHER, EP(1), 0));
+    assert_ok(map(s, OTHER, IOVA, PAGE_C));
+    assert_ok(unmap(s, OTHER, IOVA));
     stop(s);
 }
 
 static void set_bypass(Stage1 *s, uint8_t bypass)
 {
-    qpci_io_writeb(s->pci->pdev, s->pci->bar,
-                   s->pci->device_cfg_offset +
-                   offsetof(struct virtio_iommu_config, bypass), bypass);
-    g_assert_cmpuint(qvirtio_config_readb(s->dev, 36), ==, bypass);
+    viommu_set_bypass(&s->v, bypass);
+    g_assert_cmpuint(qvirtio_config_readb(s->v.dev, 36), ==, bypass);
 }
 
 /*
@@ -1730,18 +1271,17 @@ static void test_bypass(void)
         read_faults(s, PAGE_A);
     }
     set_bypass(s, 1);
-    g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(detach_table(s, DOMAIN, EP(0)));
     assert_bypass(s);
     set_bypass(s, 0);
     assert_attached(s, 0, false);
-    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
     assert_reads(s, IOVA, PAGE_A);
 
     /* It outlives a reset by the driver, the attachment does not */
     set_bypass(s, 1);
     driver_free(s);
-    qvirtio_reset(s->dev);
+    qvirtio_reset(s->v.dev);
     edu_get(s, 0, PAGE_A);
     set(s, PAGE_IO, 0);
     edu_put(s, 0, PAGE_IO);
@@ -1968,12 +1508,11 @@ static void test_arm_levels(const void *opaque)
 
         f.input_bits = bits;
         t = new_table(s, &f);
-        s->next_table = t.root + size;
+        s->v.next_table = t.root + size;
         map_page(s, &t, 0, PAGE_IO);
         map_page(s, &t, size, PAGE_A);
         map_page(s, &t, last, PAGE_B);
-        g_assert_cmpuint(attach_table(s, &t, bits, EP(0)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &t, bits, EP(0)));
         edu_get(s, 0, size);
         edu_put(s, 0, 0);
         g_assert_cmphex(get(s, PAGE_IO), ==, PAGE_A);
@@ -1984,8 +1523,8 @@ static void test_arm_levels(const void *opaque)
         read_faults(s, BIT_ULL(bits));
         read_faults(s, size | BIT_ULL(63));
         read_faults(s, size | 0xffULL << 56);
-        g_assert_cmpuint(detach_table(s, bits, EP(0)), ==, VIRTIO_IOMMU_S_OK);
-        s->next_table = TABLES;
+        assert_ok(detach_table(s, bits, EP(0)));
+        s->v.next_table = TABLES;
     }
     stop(s);
 }
@@ -2072,7 +1611,7 @@ static void fill(Stage1 *s, uint64_t pa, uint64_t len, uint8_t seed)
     for (i = 0; i < len; i++) {
         buf[i] = seed + i * 7;
     }
-    qtest_memwrite(s->qts, pa, buf, len);
+    qtest_memwrite(s->v.qts, pa, buf, len);
 }
 
 static void assert_filled(Stage1 *s, uint64_t pa, uint64_t len, uint8_t seed)
@@ -2080,7 +1619,7 @@ static void assert_filled(Stage1 *s, uint64_t pa, uint64_t len, uint8_t seed)
     g_autofree uint8_t *buf = g_malloc(len);
     uint64_t i;
 
-    qtest_memread(s->qts, pa, buf, len);
+    qtest_memread(s->v.qts, pa, buf, len);
     for (i = 0; i < len; i++) {
         g_assert_cmphex(buf[i], ==, (uint8_t)(seed + i * 7));
     }
@@ -2109,11 +1648,11 @@ static void test_crossing(const void *opaque)
             inval_domain(s, DOMAIN);
             fill(s, PAGE_C + size - first, first, j);
             fill(s, PAGE_B, len - first, j + first * 7);
-            edu_dma_read(&s->edu[0], iova, len);
+            edu_dma_read(&s->v.edu[0], iova, len);
             assert_no_fault(s);
-            qtest_memset(s->qts, PAGE_C + size - first, 0, first);
-            qtest_memset(s->qts, PAGE_B, 0, len - first);
-            edu_dma_write(&s->edu[0], iova, len);
+            qtest_memset(s->v.qts, PAGE_C + size - first, 0, first);
+            qtest_memset(s->v.qts, PAGE_B, 0, len - first);
+            edu_dma_write(&s->v.edu[0], iova, len);
             assert_no_fault(s);
             assert_filled(s, PAGE_C + size - first, first, j);
             assert_filled(s, PAGE_B, len - first, j + first * 7);
@@ -2121,11 +1660,11 @@ static void test_crossing(const void *opaque)
         /* The part that is not mapped, or not for writes, is not written */
         map_leaf(s, &s->table, ends[i], f->granule, PAGE_B, true);
         inval_domain(s, DOMAIN);
-        qtest_memset(s->qts, PAGE_C + size - 8, 0, 8);
-        qtest_memset(s->qts, PAGE_B, 0, 8);
+        qtest_memset(s->v.qts, PAGE_C + size - 8, 0, 8);
+        qtest_memset(s->v.qts, PAGE_B, 0, 8);
         fill(s, PAGE_IO, 16, 0x31);
-        edu_dma_read(&s->edu[0], IOVA_IO, 16);
-        edu_dma_write(&s->edu[0], ends[i] - 8, 16);
+        edu_dma_read(&s->v.edu[0], IOVA_IO, 16);
+        edu_dma_write(&s->v.edu[0], ends[i] - 8, 16);
         assert_filled(s, PAGE_C + size - 8, 8, 0x31);
         g_assert_cmphex(get(s, PAGE_B), ==, 0);
         expect_fault(s, 0, ends[i], VIRTIO_IOMMU_FAULT_R_MAPPING,
@@ -2146,10 +1685,10 @@ static void test_tables_kept(const void *opaque)
              true);
     map_leaf(s, &s->table, 0x60000000 & ~(BIT_ULL(f->leaves[1]) - 1),
              f->leaves[1], 0, false);
-    len = s->next_table - TABLES;
+    len = s->v.next_table - TABLES;
     before = g_malloc(len);
     after = g_malloc(len);
-    qtest_memread(s->qts, TABLES, before, len);
+    qtest_memread(s->v.qts, TABLES, before, len);
     assert_reads(s, IOVA, PAGE_A);
     dma_write(s, IOVA + 8, 1);
     write_faults(s, IOVA + BIT_ULL(f->granule));
@@ -2158,7 +1697,7 @@ static void test_tables_kept(const void *opaque)
     inval_domain(s, DOMAIN);
     write_faults(s, IOVA + BIT_ULL(f->granule));
     inval_range(s, DOMAIN, 0, 0, 0, 0);
-    qtest_memread(s->qts, TABLES, after, len);
+    qtest_memread(s->v.qts, TABLES, after, len);
     g_assert_cmpmem(before, len, after, len);
     stop(s);
 }
@@ -2239,8 +1778,7 @@ static void test_faults(const void *opaque)
     int dev, i;
 
     map_leaf(s, &s->table, ro, f->granule, PAGE_B, true);
-    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &s->table, DOMAIN, EP(1)));
     for (dev = 0; dev < NR_DEVS; dev++) {
         /* On a miss, and on a hit */
         for (i = 0; i < 2; i++) {
@@ -2266,7 +1804,7 @@ static void test_faults(const void *opaque)
         read_faults(s, none);
         assert_reads(s, IOVA, PAGE_A);
     }
-    g_assert(!take_fault(s, &fault));
+    g_assert(!viommu_take_fault(&s->v, &fault));
     stop(s);
 }
 
@@ -2277,14 +1815,13 @@ static void test_fault_domain(void)
     int i;
 
     for (i = 0; i < 2; i++) {
-        g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+        assert_ok(detach_table(s, DOMAIN, EP(0)));
         edu_get(s, 0, IOVA);
         expect_unattached_fault(s, 0, IOVA);
         /* No request has ever named this one */
         edu_get(s, 1, IOVA);
         expect_unattached_fault(s, 1, IOVA);
-        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
     }
     stop(s);
 }
@@ -2304,12 +1841,11 @@ static void test_fault_room(void)
         assert_reads(s, IOVA, i & 1 ? PAGE_B : PAGE_A);
         map_page(s, &s->table, IOVA, i & 1 ? PAGE_A : PAGE_B);
         inval_range(s, DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
-        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
-                         VIRTIO_IOMMU_S_OK);
-        g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &s->table, DOMAIN, EP(1)));
+        assert_ok(detach_table(s, DOMAIN, EP(1)));
     }
     /* Now there is room for one, and what comes is about a new access */
-    add_event_buffers(s, 2);
+    viommu_add_events(&s->v, 2);
     read_faults(s, IOVA + 0x7000);
     read_faults(s, IOVA + 0x6000);
     stop(s);
@@ -2467,11 +2003,10 @@ static void test_domains(void)
 {
     Stage1 *s = start();
     Table other = new_io_table(s, ARM_4K);
-    g_autofree Inval *inv = inval_new(2);
+    g_autofree Inval *inv = new_inval(2);
 
     map_page(s, &other, IOVA, PAGE_A);
-    g_assert_cmpuint(attach_table(s, &other, OTHER, EP(1)), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(attach_table(s, &other, OTHER, EP(1)));
     g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_A);
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_A);
     map_page(s, &s->table, IOVA, PAGE_B);
@@ -2488,8 +2023,8 @@ static void test_domains(void)
     /* Both in one request, of the same addresses */
     map_page(s, &s->table, IOVA, PAGE_A);
     map_page(s, &other, IOVA, PAGE_B);
-    inv->desc[0] = range(DOMAIN, IOVA, 0x1000, 12, 0);
-    inv->desc[1] = range(OTHER, IOVA, 0x1000, 12, 0);
+    inv->desc[0] = inv_range(DOMAIN, IOVA, 0x1000, 12, 0);
+    inv->desc[1] = inv_range(OTHER, IOVA, 0x1000, 12, 0);
     inval_expect(s, inv, 2, VIRTIO_IOMMU_S_OK);
     g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_A);
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_B);
@@ -2497,9 +2032,8 @@ static void test_domains(void)
     inval_range(s, DOMAIN, IOVA, 0x1000, 12, 0);
 
     /* One domain, two endpoints: INV-D-34 */
-    g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
-                     VIRTIO_IOMMU_S_OK);
-    inval_one(s, range(OTHER, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_NOENT);
+    assert_ok(attach_table(s, &s->table, DOMAIN, EP(1)));
+    inval_one(s, inv_range(OTHER, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_NOENT);
     g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_B);
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_B);
     map_page(s, &s->table, IOVA, PAGE_A);
@@ -2508,25 +2042,17 @@ static void test_domains(void)
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_A);
 
     /* The domain stays while one endpoint does */
-    g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(detach_table(s, DOMAIN, EP(0)));
     inval_range(s, DOMAIN, IOVA, 0x1000, 0, 0);
     g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_A);
-    g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_OK);
-    inval_one(s, range(DOMAIN, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_NOENT);
+    assert_ok(detach_table(s, DOMAIN, EP(1)));
+    inval_one(s, inv_range(DOMAIN, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_NOENT);
     stop(s);
 }
 
 static uint64_t stale_count(Stage1 *s)
 {
-    QDict *rsp = qtest_qmp(s->qts, "{ 'execute': 'qom-get', 'arguments': {"
-                           " 'path': '/machine/peripheral/iommu/virtio-backend',"
-                           " 'property': 'stale-translations' } }");
-    uint64_t count;
-
-    g_assert(qdict_haskey(rsp, "return"));
-    count = qdict_get_int(rsp, "return");
-    qobject_unref(rsp);
-    return count;
+    return viommu_property(&s->v, "stale-translations");
 }
 
 static void test_check(void)
@@ -2580,7 +2106,7 @@ static void test_check(void)
 static void test_inval_requests(void)
 {
     Stage1 *s = start();
-    g_autofree Inval *inv = inval_new(256);
+    g_autofree Inval *inv = new_inval(256);
     Inval bad;
     int i;
 
@@ -2588,22 +2114,23 @@ static void test_inval_requests(void)
     assert_reads(s, IOVA, PAGE_A);
     map_page(s, &s->table, IOVA, PAGE_B);
     for (i = 0; i < 256; i++) {
-        inv->desc[i] = range(DOMAIN, 0x40000000 + i * 0x2000, 0x1000, 12, 0);
+        inv->desc[i] = inv_range(DOMAIN, 0x40000000 + i * 0x2000, 0x1000, 12,
+                                 0);
     }
     inval_expect(s, inv, 256, VIRTIO_IOMMU_S_OK);
     assert_reads(s, IOVA, PAGE_A);
-    inv->desc[255] = range(DOMAIN, IOVA, 0x1000, 12, 0);
+    inv->desc[255] = inv_range(DOMAIN, IOVA, 0x1000, 12, 0);
     inval_expect(s, inv, 256, VIRTIO_IOMMU_S_OK);
     assert_reads(s, IOVA, PAGE_B);
 
     /* Of the whole: nothing is done */
     map_page(s, &s->table, IOVA, PAGE_A);
     inv->head.nr = cpu_to_le16(1);
-    inv->desc[0] = range(DOMAIN, IOVA, 0x1000, 12, 0);
+    inv->desc[0] = inv_range(DOMAIN, IOVA, 0x1000, 12, 0);
 #define BAD(field, val, len) do {                                       \
         bad = *inv;                                                     \
         bad.field = val;                                                \
-        inval_len_on(s, s->invalq[0], &bad, len, 0,                     \
+        inval_len_on(s, INVALQ(0), &bad, len, 0,                        \
                      VIRTIO_IOMMU_S_INVAL);                             \
         assert_reads(s, IOVA, PAGE_B);                                  \
     } while (0)
@@ -2637,12 +2164,10 @@ static void test_inval_requests(void)
 static void test_inval_descs(void)
 {
     Stage1 *s = start();
-    const struct virtio_iommu_inv_desc good = range(DOMAIN, IOVA, 0x1000, 12,
-                                                    VIRTIO_IOMMU_INV_F_LEAF);
-    const struct virtio_iommu_inv_desc all = {
-        .domain = cpu_to_le32(DOMAIN), .scope = VIRTIO_IOMMU_INV_S_DOMAIN,
-    };
-    g_autofree Inval *inv = inval_new(3);
+    const struct virtio_iommu_inv_desc good =
+        inv_range(DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
+    const struct virtio_iommu_inv_desc all = inv_domain(DOMAIN);
+    g_autofree Inval *inv = new_inval(3);
     struct virtio_iommu_inv_desc d;
     int i;
 
@@ -2694,7 +2219,7 @@ static void test_inval_descs(void)
     /* INV-D-16, INV-D-28: what comes before is done, and counted */
     for (i = 0; i < 3; i++) {
         inv->desc[0] = inv->desc[1] = inv->desc[2] =
-            range(DOMAIN, 0x40000000, 0x1000, 0, 0);
+            inv_range(DOMAIN, 0x40000000, 0x1000, 0, 0);
         inv->desc[i].last = 0;
         inval_expect(s, inv, i, VIRTIO_IOMMU_S_RANGE);
         inv->desc[i].scope = 7;
@@ -2723,14 +2248,14 @@ static void test_inval_granule(const void *opaque)
     Stage1 *s = start_format(f, STAGE1_ON);
     uint64_t size = BIT_ULL(f->granule);
 
-    inval_one(s, range(DOMAIN, IOVA, size / 2, 0, 0), VIRTIO_IOMMU_S_RANGE);
-    inval_one(s, range(DOMAIN, IOVA + size / 2, size / 2, 0, 0),
+    inval_one(s, inv_range(DOMAIN, IOVA, size / 2, 0, 0), VIRTIO_IOMMU_S_RANGE);
+    inval_one(s, inv_range(DOMAIN, IOVA + size / 2, size / 2, 0, 0),
               VIRTIO_IOMMU_S_RANGE);
-    inval_one(s, range(DOMAIN, IOVA + size / 2, size, 0, 0),
+    inval_one(s, inv_range(DOMAIN, IOVA + size / 2, size, 0, 0),
               VIRTIO_IOMMU_S_RANGE);
-    inval_one(s, range(DOMAIN, IOVA, size, f->granule - 1, 0),
+    inval_one(s, inv_range(DOMAIN, IOVA, size, f->granule - 1, 0),
               VIRTIO_IOMMU_S_INVAL);
-    inval_one(s, range(DOMAIN, IOVA, size, f->granule, 0), VIRTIO_IOMMU_S_OK);
+    inval_range(s, DOMAIN, IOVA, size, f->granule, 0);
     stop(s);
 }
 
@@ -2738,34 +2263,34 @@ static void test_inval_granule(const void *opaque)
 static void test_inval_split(void)
 {
     Stage1 *s = start();
-    g_autofree Inval *inv = inval_new(2);
+    g_autofree Inval *inv = new_inval(2);
     size_t out = inval_len(2), in = 12, i, j;
     uint8_t zero[4];
     Piece p[128];
 
-    inv->desc[0] = range(DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
-    inv->desc[1] = range(DOMAIN, IOVA + 0x1800, 0x1000, 12, 0);
-    qtest_memwrite(s->qts, REQ, inv, out);
+    inv->desc[0] = inv_range(DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
+    inv->desc[1] = inv_range(DOMAIN, IOVA + 0x1800, 0x1000, 12, 0);
+    qtest_memwrite(s->v.qts, REQ, inv, out);
 
     for (i = 1; i < out; i++) {
         for (j = 1; j < in; j += i % in ? in : 1) {
             /* Apart, and not in the order of addresses */
-            qtest_memset(s->qts, ANSWER, STATUS_NONE, 64);
-            qtest_memwrite(s->qts, REQ + 0x1000, inv, i);
-            qtest_memwrite(s->qts, REQ, (uint8_t *)inv + i, out - i);
+            qtest_memset(s->v.qts, ANSWER, STATUS_NONE, 64);
+            qtest_memwrite(s->v.qts, REQ + 0x1000, inv, i);
+            qtest_memwrite(s->v.qts, REQ, (uint8_t *)inv + i, out - i);
             p[0] = (Piece){ REQ + 0x1000, i, false };
             p[1] = (Piece){ REQ, out - i, false };
             p[2] = (Piece){ ANSWER + 32, j, true };
             p[3] = (Piece){ ANSWER, in - j, true };
-            g_assert_cmpuint(transfer(s, s->invalq[0], p, 4), ==, in);
+            g_assert_cmpuint(viommu_transfer(&s->v, INVALQ(0), p, 4), ==, in);
             /* Together again */
             {
                 uint8_t answer[16];
 
-                qtest_memread(s->qts, ANSWER + 32, answer, j);
-                qtest_memread(s->qts, ANSWER, answer + j, in - j);
-                qtest_memwrite(s->qts, ANSWER, answer, 4);
-                qtest_memwrite(s->qts, ANSWER + 4, answer + 8, 4);
+                qtest_memread(s->v.qts, ANSWER + 32, answer, j);
+                qtest_memread(s->v.qts, ANSWER, answer + j, in - j);
+                qtest_memwrite(s->v.qts, ANSWER, answer, 4);
+                qtest_memwrite(s->v.qts, ANSWER + 4, answer + 8, 4);
                 memcpy(zero, answer + 4, 4);
                 g_assert(!zero[0] && !zero[1] && !zero[2] && !zero[3]);
             }
@@ -2774,8 +2299,8 @@ static void test_inval_split(void)
     }
 
     /* Byte by byte */
-    qtest_memset(s->qts, ANSWER, STATUS_NONE, 64);
-    qtest_memwrite(s->qts, REQ, inv, out);
+    qtest_memset(s->v.qts, ANSWER, STATUS_NONE, 64);
+    qtest_memwrite(s->v.qts, REQ, inv, out);
     for (i = 0; i < out; i++) {
         p[i] = (Piece){ REQ + i, 1, false };
     }
@@ -2784,7 +2309,7 @@ static void test_inval_split(void)
     }
     assert_reads(s, IOVA, PAGE_A);
     map_page(s, &s->table, IOVA, PAGE_B);
-    g_assert_cmpuint(transfer(s, s->invalq[0], p, out + 8), ==, 8);
+    g_assert_cmpuint(viommu_transfer(&s->v, INVALQ(0), p, out + 8), ==, 8);
     expect_answer(s, 1, VIRTIO_IOMMU_S_RANGE);
     assert_reads(s, IOVA, PAGE_B);
     stop(s);
@@ -2794,7 +2319,7 @@ static void test_inval_split(void)
 static void test_inval_room(void)
 {
     Stage1 *s = start();
-    g_autofree Inval *inv = inval_new(1);
+    g_autofree Inval *inv = new_inval(1);
     uint8_t answer[72], untouched[72];
     int len, i;
 
@@ -2802,9 +2327,9 @@ static void test_inval_room(void)
     assert_reads(s, IOVA, PAGE_A);
     map_page(s, &s->table, IOVA, PAGE_B);
     for (len = 0; len <= 72; len++) {
-        uint32_t used = request(s, s->invalq[0], inv, inval_len(1), len);
+        uint32_t used = request(s, INVALQ(0), inv, inval_len(1), len);
 
-        qtest_memread(s->qts, ANSWER, answer, sizeof(answer));
+        qtest_memread(s->v.qts, ANSWER, answer, sizeof(answer));
         if (len < 8 || len > 64) {
             g_assert_cmpuint(used, ==, 0);
             g_assert_cmpmem(answer, 72, untouched, 72);
@@ -2825,8 +2350,8 @@ static void test_inval_room(void)
     /* The status, when it is not 0, is four bytes before the end */
     inv->head.nr = 0;
     for (len = 8; len <= 64; len++) {
-        request(s, s->invalq[0], inv, inval_len(1), len);
-        qtest_memread(s->qts, ANSWER, answer, sizeof(answer));
+        request(s, INVALQ(0), inv, inval_len(1), len);
+        qtest_memread(s->v.qts, ANSWER, answer, sizeof(answer));
         for (i = 0; i < len; i++) {
             g_assert_cmpuint(answer[i], ==,
                              i == len - 4 ? VIRTIO_IOMMU_S_INVAL : 0);
@@ -2838,14 +2363,14 @@ static void test_inval_room(void)
     for (i = 0; i < 256; i++) {
         if (i != VIRTIO_IOMMU_T_INVALIDATE) {
             inv->head.type = i;
-            g_assert_cmpuint(request(s, s->invalq[0], inv, inval_len(1), 8), ==,
+            g_assert_cmpuint(request(s, INVALQ(0), inv, inval_len(1), 8), ==,
                              0);
-            qtest_memread(s->qts, ANSWER, answer, sizeof(answer));
+            qtest_memread(s->v.qts, ANSWER, answer, sizeof(answer));
             g_assert_cmpmem(answer, 72, untouched, 72);
         }
     }
-    g_assert_cmpuint(request(s, s->invalq[0], NULL, 0, 8), ==, 0);
-    qtest_memread(s->qts, ANSWER, answer, sizeof(answer));
+    g_assert_cmpuint(request(s, INVALQ(0), NULL, 0, 8), ==, 0);
+    qtest_memread(s->v.qts, ANSWER, answer, sizeof(answer));
     g_assert_cmpmem(answer, 72, untouched, 72);
     /* Both sides wrong */
     inv->head.type = VIRTIO_IOMMU_T_INVALIDATE;
@@ -2853,11 +2378,11 @@ static void test_inval_room(void)
         bool good = len >= 8 && len <= 64;
 
         /* As long as the type, shorter than the head */
-        g_assert_cmpuint(request(s, s->invalq[0], inv, 1, len), ==,
+        g_assert_cmpuint(request(s, INVALQ(0), inv, 1, len), ==,
                          good ? len : 0);
     }
-    request(s, s->invalq[0], NULL, 0, 7);
-    qtest_memread(s->qts, ANSWER, answer, sizeof(answer));
+    request(s, INVALQ(0), NULL, 0, 7);
+    qtest_memread(s->v.qts, ANSWER, answer, sizeof(answer));
     g_assert_cmpmem(answer, 72, untouched, 72);
     inval_domain(s, DOMAIN);
     stop(s);
@@ -2885,13 +2410,13 @@ static void test_inval_order(void)
     Stage1 *s = start();
     int i, j;
 
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, PLAIN, EP(1), 0), ==,
-                     VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_attach(&s->v, PLAIN, EP(1), 0));
     assert_reads(s, IOVA, PAGE_A);
     map_page(s, &s->table, IOVA, PAGE_B);
     for (i = 0; i < NR_INV; i++) {
         for (j = i; j < NR_INV; j++) {
-            struct virtio_iommu_inv_desc d = range(DOMAIN, IOVA, 0x1000, 12, 0);
+            struct virtio_iommu_inv_desc d = inv_range(DOMAIN, IOVA, 0x1000,
+                                                       12, 0);
             unsigned faults = BIT(i) | BIT(j);
 
             if (faults & BIT(INV_24)) {
@@ -2929,42 +2454,43 @@ static void test_inval_order(void)
 static void test_indirect(void)
 {
     Stage1 *s = start_qemu(STAGE1_ON);
-    g_autofree Inval *inv = inval_new(2);
+    g_autofree Inval *inv = new_inval(2);
     size_t out = inval_len(2), part;
     QVRingIndirectDesc *indirect;
 
-    s->features_off = BIT_ULL(VIRTIO_RING_F_EVENT_IDX);
+    s->features_off = VIOMMU_NO_EVENT_IDX;
     driver_start(s, true);
-    g_assert(s->dev->features & BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC));
+    g_assert(s->v.dev->features & BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC));
     setup(s, X86);
-    inv->desc[0] = range(DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
-    inv->desc[1] = range(DOMAIN, IOVA + 0x1800, 0x1000, 12, 0);
+    inv->desc[0] = inv_range(DOMAIN, IOVA, 0x1000, 12, VIRTIO_IOMMU_INV_F_LEAF);
+    inv->desc[1] = inv_range(DOMAIN, IOVA + 0x1800, 0x1000, 12, 0);
     for (part = 1; part <= out; part = part * 3 + 1) {
         uint64_t was = dma_read(s, IOVA);
         uint32_t nr = DIV_ROUND_UP(out, part), len, i;
 
         map_page(s, &s->table, IOVA, was == PAGE_A ? PAGE_B : PAGE_A);
-        qtest_memwrite(s->qts, REQ, inv, out);
-        qtest_memset(s->qts, ANSWER, STATUS_NONE, 64);
-        indirect = qvring_indirect_desc_setup(s->qts, s->dev, &s->alloc,
+        qtest_memwrite(s->v.qts, REQ, inv, out);
+        qtest_memset(s->v.qts, ANSWER, STATUS_NONE, 64);
+        indirect = qvring_indirect_desc_setup(s->v.qts, s->v.dev, &s->v.alloc,
                                               nr + 8);
         for (i = 0; i < nr; i++) {
-            qvring_indirect_desc_add(s->dev, s->qts, indirect, REQ + i * part,
+            qvring_indirect_desc_add(s->v.dev, s->v.qts, indirect,
+                                     REQ + i * part,
                                      MIN(part, out - i * part), false);
         }
         for (i = 0; i < 8; i++) {
-            qvring_indirect_desc_add(s->dev, s->qts, indirect, ANSWER + i, 1,
-                                     true);
+            qvring_indirect_desc_add(s->v.dev, s->v.qts, indirect, ANSWER + i,
+                                     1, true);
         }
-        s->invalq[0]->free_head = 0;
-        qvirtqueue_kick(s->qts, s->dev, s->invalq[0],
-                        qvirtqueue_add_indirect(s->qts, s->invalq[0],
+        s->v.vq[INVALQ(0)]->free_head = 0;
+        qvirtqueue_kick(s->v.qts, s->v.dev, s->v.vq[INVALQ(0)],
+                        qvirtqueue_add_indirect(s->v.qts, s->v.vq[INVALQ(0)],
                                                 indirect));
-        g_assert(done(s, s->invalq[0], &len));
+        g_assert(viommu_done(&s->v, INVALQ(0), &len));
         g_assert_cmpuint(len, ==, 8);
         expect_answer(s, 1, VIRTIO_IOMMU_S_RANGE);
         assert_reads(s, IOVA, was == PAGE_A ? PAGE_B : PAGE_A);
-        guest_free(&s->alloc, indirect->desc);
+        guest_free(&s->v.alloc, indirect->desc);
         g_free(indirect);
     }
     stop(s);
@@ -2974,12 +2500,12 @@ static void test_indirect(void)
 static void test_packed(void)
 {
     Stage1 *s = start_qemu(STAGE1_ON ",packed=on");
-    g_autofree Inval *inv = inval_new(3);
+    g_autofree Inval *inv = new_inval(3);
     int i;
 
     s->nr_events = 0;           /* take_fault() is for the other format */
     driver_start(s, true);
-    g_assert(is_packed(s));
+    g_assert(viommu_is_packed(&s->v));
     setup(s, X86);
     for (i = 0; i < 300; i++) {
         uint64_t was = i & 1 ? PAGE_B : PAGE_A, now = i & 1 ? PAGE_A : PAGE_B;
@@ -2987,37 +2513,36 @@ static void test_packed(void)
         assert_reads(s, IOVA, was);
         map_page(s, &s->table, IOVA, now);
         assert_reads(s, IOVA, was);
-        inv->desc[1] = range(i % 3 ? DOMAIN : OTHER, IOVA, 0x1000, 12, 0);
-        inval_len_on(s, s->invalq[i % NR_INVALQS], inv, inval_len(3),
+        inv->desc[1] = inv_range(i % 3 ? DOMAIN : OTHER, IOVA, 0x1000, 12, 0);
+        inval_len_on(s, INVALQ(i % NR_INVALQS), inv, inval_len(3),
                      i % 3 ? 3 : 1,
                      i % 3 ? VIRTIO_IOMMU_S_OK : VIRTIO_IOMMU_S_NOENT);
         assert_reads(s, IOVA, now);
     }
-    g_assert_cmpuint(detach_table(s, DOMAIN, EP(0)), ==, VIRTIO_IOMMU_S_OK);
-    inval_len_on(s, s->invalq[0], inv, inval_len(3), 0, VIRTIO_IOMMU_S_NOENT);
+    assert_ok(detach_table(s, DOMAIN, EP(0)));
+    inval_len_on(s, INVALQ(0), inv, inval_len(3), 0, VIRTIO_IOMMU_S_NOENT);
     stop(s);
 }
 
 /* Requests of one queue that are made available together, without a kick */
-static void send_many(Stage1 *s, QVirtQueue *vq, int nr)
+static void send_many(Stage1 *s, int queue, int nr)
 {
-    uint16_t idx = qtest_readw(s->qts, vq->avail + 2);
+    QVirtQueue *vq = s->v.vq[queue];
     int i;
 
     vq->free_head = 0;
     for (i = 0; i < nr; i++) {
-        g_autofree Inval *inv = inval_new(1);
+        g_autofree Inval *inv = new_inval(1);
         uint32_t head;
 
-        inv->desc[0] = range(DOMAIN, IOVA + i * 0x1000, 0x1000, 12, 0);
-        qtest_memwrite(s->qts, REQ + i * 256, inv, inval_len(1));
-        qtest_memset(s->qts, ANSWER + i * 16, STATUS_NONE, 16);
-        head = qvirtqueue_add(s->qts, vq, REQ + i * 256, inval_len(1), false,
+        inv->desc[0] = inv_range(DOMAIN, IOVA + i * 0x1000, 0x1000, 12, 0);
+        qtest_memwrite(s->v.qts, REQ + i * 256, inv, inval_len(1));
+        qtest_memset(s->v.qts, ANSWER + i * 16, STATUS_NONE, 16);
+        head = qvirtqueue_add(s->v.qts, vq, REQ + i * 256, inval_len(1), false,
                               true);
-        qvirtqueue_add(s->qts, vq, ANSWER + i * 16, 8, true, false);
-        qtest_writew(s->qts, vq->avail + 4 + 2 * ((idx + i) % vq->size), head);
+        qvirtqueue_add(s->v.qts, vq, ANSWER + i * 16, 8, true, false);
+        vq_push(s->v.qts, vq, head);
     }
-    qtest_writew(s->qts, vq->avail + 2, idx + nr);
 }
 
 /* INV-D-15, INV-D-47: many at once, and with IN_ORDER in that order */
@@ -3030,27 +2555,27 @@ static void test_inval_many(const void *opaque)
     uint32_t d, len;
     int i;
 
-    g_assert(!!(s->dev->features & BIT_ULL(VIRTIO_F_IN_ORDER)) ==
+    g_assert(!!(s->v.dev->features & BIT_ULL(VIRTIO_F_IN_ORDER)) ==
              !!strstr(more, "in_order"));
     for (i = 0; i < 16; i++) {
         map_page(s, &s->table, IOVA + i * 0x1000, PAGE_A);
         assert_reads(s, IOVA + i * 0x1000, PAGE_A);
         map_page(s, &s->table, IOVA + i * 0x1000, PAGE_B);
     }
-    send_many(s, s->invalq[0], 16);
-    s->dev->bus->virtqueue_kick(s->dev, s->invalq[0]);
+    send_many(s, INVALQ(0), 16);
+    viommu_kick(&s->v, INVALQ(0));
     for (i = 0; i < 16; i++) {
-        g_assert(qvirtqueue_get_buf(s->qts, s->invalq[0], &d, &len));
+        g_assert(qvirtqueue_get_buf(s->v.qts, s->v.vq[INVALQ(0)], &d, &len));
         g_assert_cmpuint(len, ==, 8);
-        if (s->dev->features & BIT_ULL(VIRTIO_F_IN_ORDER)) {
+        if (s->v.dev->features & BIT_ULL(VIRTIO_F_IN_ORDER)) {
             g_assert_cmpuint(d, ==, i * 2);
         }
         g_assert(!(seen & BIT(d / 2)));
         seen |= BIT(d / 2);
-        g_assert_cmphex(qtest_readq(s->qts, ANSWER + d / 2 * 16), ==, 1);
+        g_assert_cmphex(qtest_readq(s->v.qts, ANSWER + d / 2 * 16), ==, 1);
         assert_reads(s, IOVA + i * 0x1000, PAGE_B);
     }
-    g_assert(!qvirtqueue_get_buf(s->qts, s->invalq[0], &d, &len));
+    g_assert(!qvirtqueue_get_buf(s->v.qts, s->v.vq[INVALQ(0)], &d, &len));
     stop(s);
 }
 
@@ -3058,38 +2583,35 @@ static void test_inval_many(const void *opaque)
 static void test_queue_of_many(void)
 {
     Stage1 *s = start_qemu(",stage1=on,num-invalqs=64");
-    g_autofree Inval *inv = inval_new(2);
+    g_autofree Inval *inv = new_inval(2);
     Table other;
-    QVirtQueue *vq;
     int i;
 
-    s->invalqs = 0;
+    s->nr_invalqs = 0;
     for (i = 0; i < 64; i += 9) {
-        driver_negotiate(s, true);
-        s->reqq = enable_queue(s, 0);
-        s->eventq = enable_queue(s, 1);
-        vq = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST + i);
-        qvirtio_set_driver_ok(s->dev);
-        add_event_buffers(s, NR_EVENTS);
+        viommu_negotiate(&s->v, features_off(s, true));
+        viommu_enable_queue(&s->v, REQQ);
+        viommu_enable_queue(&s->v, EVENTQ);
+        viommu_enable_queue(&s->v, INVALQ(i));
+        qvirtio_set_driver_ok(s->v.dev);
+        viommu_add_events(&s->v, NR_EVENTS);
 
-        s->next_table = TABLES;
+        s->v.next_table = TABLES;
         setup(s, X86);
         other = new_io_table(s, ARM_4K);
         map_page(s, &other, IOVA, PAGE_A);
-        g_assert_cmpuint(attach_table(s, &other, OTHER, EP(1)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &other, OTHER, EP(1)));
         g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_A);
         g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_A);
         map_page(s, &s->table, IOVA, PAGE_B);
         map_page(s, &other, IOVA, PAGE_C);
         inv->desc[1].domain = cpu_to_le32(OTHER);
-        inval_len_on(s, vq, inv, inval_len(2), 2, VIRTIO_IOMMU_S_OK);
+        inval_len_on(s, INVALQ(i), inv, inval_len(2), 2, VIRTIO_IOMMU_S_OK);
         g_assert_cmphex(dma_read_by(s, 0, IOVA), ==, PAGE_B);
         g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, PAGE_C);
 
         driver_free(s);
-        free_queue(s, &vq);
-        qvirtio_reset(s->dev);
+        qvirtio_reset(s->v.dev);
     }
     driver_start(s, true);
     stop(s);
@@ -3109,24 +2631,24 @@ static void test_queues_at_once(void)
     };
     const size_t detach_len = offsetof(typeof(detach), tail);
     const uint64_t req = REQ + 0x8000, answer = ANSWER + 0x8000;
-    uint32_t d, len, head;
+    QVirtQueue *reqq = s->v.vq[REQQ];
+    uint32_t len, head;
     int order, i;
 
     for (order = 0; order < 2; order++) {
         /* Available in all three, without a kick */
         assert_reads(s, IOVA, PAGE_A);
         for (i = 0; i < NR_INVALQS; i++) {
-            send_many(s, s->invalq[i], 1);
+            send_many(s, INVALQ(i), 1);
         }
-        s->reqq->free_head = 0;
-        qtest_memwrite(s->qts, req, &detach, detach_len);
-        head = qvirtqueue_add(s->qts, s->reqq, req, detach_len, false, true);
-        qvirtqueue_add(s->qts, s->reqq, answer, 4, true, false);
+        reqq->free_head = 0;
+        qtest_memwrite(s->v.qts, req, &detach, detach_len);
+        head = qvirtqueue_add(s->v.qts, reqq, req, detach_len, false, true);
+        qvirtqueue_add(s->v.qts, reqq, answer, 4, true, false);
         if (!order) {
-            qvirtqueue_kick(s->qts, s->dev, s->reqq, head);
-            g_assert(done(s, s->reqq, &len));
-            g_assert_cmpuint(qtest_readb(s->qts, answer), ==,
-                             VIRTIO_IOMMU_S_OK);
+            qvirtqueue_kick(s->v.qts, s->v.dev, reqq, head);
+            g_assert(viommu_done(&s->v, REQQ, &len));
+            assert_ok(qtest_readb(s->v.qts, answer));
         }
         /* The event queue does not wait either */
         edu_get(s, 0, 0x1000);
@@ -3138,21 +2660,19 @@ static void test_queues_at_once(void)
             expect_unattached_fault(s, 0, 0x1000);
         }
         for (i = NR_INVALQS - 1; i >= 0; i--) {
-            s->dev->bus->virtqueue_kick(s->dev, s->invalq[i]);
-            g_assert(qvirtqueue_get_buf(s->qts, s->invalq[i], &d, &len));
+            viommu_kick(&s->v, INVALQ(i));
+            g_assert(viommu_done(&s->v, INVALQ(i), &len));
             g_assert_cmpuint(len, ==, 8);
             expect_answer(s, order, order ? VIRTIO_IOMMU_S_OK :
                                             VIRTIO_IOMMU_S_NOENT);
-            qtest_memset(s->qts, ANSWER, STATUS_NONE, 8);
+            qtest_memset(s->v.qts, ANSWER, STATUS_NONE, 8);
         }
         if (order) {
-            qvirtqueue_kick(s->qts, s->dev, s->reqq, head);
-            g_assert(done(s, s->reqq, &len));
-            g_assert_cmpuint(qtest_readb(s->qts, answer), ==,
-                             VIRTIO_IOMMU_S_OK);
+            qvirtqueue_kick(s->v.qts, s->v.dev, reqq, head);
+            g_assert(viommu_done(&s->v, REQQ, &len));
+            assert_ok(qtest_readb(s->v.qts, answer));
         }
-        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
     }
     stop(s);
 }
@@ -3174,15 +2694,12 @@ static void test_attachments(void)
         map_page(s, &s->table, IOVA, now);
         switch (i) {
         case 0:         /* Comes, goes */
-            g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
-                             VIRTIO_IOMMU_S_OK);
+            assert_ok(attach_table(s, &s->table, DOMAIN, EP(1)));
             assert_reads(s, IOVA, was);
-            g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==,
-                             VIRTIO_IOMMU_S_OK);
+            assert_ok(detach_table(s, DOMAIN, EP(1)));
             break;
         case 1:         /* Again, and refused */
-            g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                             VIRTIO_IOMMU_S_OK);
+            assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
             g_assert_cmpuint(attach_table(s, &other, DOMAIN, EP(0)), ==,
                              VIRTIO_IOMMU_S_INVAL);
             break;
@@ -3193,11 +2710,9 @@ static void test_attachments(void)
                              VIRTIO_IOMMU_S_INVAL);
             break;
         case 3:         /* Through another domain of the same table */
-            g_assert_cmpuint(attach_table(s, &s->table, OTHER, EP(1)), ==,
-                             VIRTIO_IOMMU_S_OK);
+            assert_ok(attach_table(s, &s->table, OTHER, EP(1)));
             g_assert_cmphex(dma_read_by(s, 1, IOVA), ==, now);
-            g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
-                             VIRTIO_IOMMU_S_OK);
+            assert_ok(attach_table(s, &s->table, DOMAIN, EP(1)));
             break;
         }
         assert_reads(s, IOVA, was);
@@ -3212,7 +2727,7 @@ static void test_attachments(void)
 static void test_invalqs(void)
 {
     Stage1 *s = start();
-    g_autofree Inval *inv = inval_new(1);
+    g_autofree Inval *inv = new_inval(1);
     int i;
 
     for (i = 0; i < 4; i++) {
@@ -3221,7 +2736,7 @@ static void test_invalqs(void)
         assert_reads(s, IOVA, was);
         map_page(s, &s->table, IOVA, now);
         assert_reads(s, IOVA, was);
-        inval_len_on(s, s->invalq[i & 1], inv, inval_len(1), 1,
+        inval_len_on(s, INVALQ(i & 1), inv, inval_len(1), 1,
                      VIRTIO_IOMMU_S_OK);
         assert_reads(s, IOVA, now);
     }
@@ -3232,10 +2747,10 @@ static void test_invalqs(void)
 static void put_desc(Stage1 *s, uint64_t table, int i, uint64_t addr,
                      uint32_t len, uint16_t flags, uint16_t next)
 {
-    qtest_writeq(s->qts, table + i * 16, addr);
-    qtest_writel(s->qts, table + i * 16 + 8, len);
-    qtest_writew(s->qts, table + i * 16 + 12, flags);
-    qtest_writew(s->qts, table + i * 16 + 14, next);
+    qtest_writeq(s->v.qts, table + i * 16, addr);
+    qtest_writel(s->v.qts, table + i * 16 + 8, len);
+    qtest_writew(s->v.qts, table + i * 16 + 12, flags);
+    qtest_writew(s->v.qts, table + i * 16 + 14, next);
 }
 
 enum {
@@ -3245,15 +2760,16 @@ enum {
 };
 
 /* Leave something malformed in the queue, in descriptors 0 and up */
-static void send_malformed(Stage1 *s, QVirtQueue *vq, int how)
+static void send_malformed(Stage1 *s, int queue, int how)
 {
+    QVirtQueue *vq = s->v.vq[queue];
     const uint64_t table = REQ + 0x4000;
     const size_t len = inval_len(1);
-    g_autofree Inval *inv = inval_new(1);
+    g_autofree Inval *inv = new_inval(1);
     uint32_t head = 0;
 
-    qtest_memwrite(s->qts, REQ, inv, len);
-    qtest_memset(s->qts, ANSWER, STATUS_NONE, 64);
+    qtest_memwrite(s->v.qts, REQ, inv, len);
+    qtest_memset(s->v.qts, ANSWER, STATUS_NONE, 64);
     put_desc(s, vq->desc, 0, REQ, len, VRING_DESC_F_NEXT, 1);
     put_desc(s, vq->desc, 1, ANSWER, 8, VRING_DESC_F_WRITE, 0);
     put_desc(s, table, 0, REQ, len, VRING_DESC_F_NEXT, 1);
@@ -3275,7 +2791,7 @@ static void send_malformed(Stage1 *s, QVirtQueue *vq, int how)
         put_desc(s, vq->desc, 0, REQ, len, VRING_DESC_F_NEXT, vq->size);
         break;
     case BAD_AVAIL:
-        qvirtqueue_set_avail_idx(s->qts, s->dev, vq, 3 * vq->size);
+        qvirtqueue_set_avail_idx(s->v.qts, s->v.dev, vq, 3 * vq->size);
         break;
     case BAD_INDIRECT_EMPTY:
         put_desc(s, vq->desc, 0, table, 0, VRING_DESC_F_INDIRECT, 0);
@@ -3302,11 +2818,11 @@ static void send_malformed(Stage1 *s, QVirtQueue *vq, int how)
         break;
     case BAD_READABLE_END:
         /* The head is in memory, the descriptors are not */
-        qtest_memwrite(s->qts, RAM_END - 4, inv, 4);
+        qtest_memwrite(s->v.qts, RAM_END - 4, inv, 4);
         put_desc(s, vq->desc, 0, RAM_END - 4, len, VRING_DESC_F_NEXT, 1);
         break;
     }
-    qvirtqueue_kick(s->qts, s->dev, vq, head);
+    qvirtqueue_kick(s->v.qts, s->v.dev, vq, head);
 }
 
 /* INV-D-48, RST-D-8 */
@@ -3317,26 +2833,25 @@ static void test_malformed(void)
     int how;
 
     memset(untouched, STATUS_NONE, 64);
-    s->features_off = BIT_ULL(VIRTIO_RING_F_EVENT_IDX);
+    s->features_off = VIOMMU_NO_EVENT_IDX;
     for (how = 0; how < NR_BAD; how++) {
         uint16_t used;
 
         driver_start(s, true);
-        s->next_table = TABLES;
+        s->v.next_table = TABLES;
         setup(s, X86);
         assert_reads(s, IOVA, PAGE_A);
         inval_domain(s, DOMAIN);
-        used = qtest_readw(s->qts, s->invalq[0]->used + 2);
-        send_malformed(s, s->invalq[0], how);
-        g_assert_cmpuint(qtest_readw(s->qts, s->invalq[0]->used + 2), ==, used);
+        used = viommu_nr_used(&s->v, INVALQ(0));
+        send_malformed(s, INVALQ(0), how);
+        g_assert_cmpuint(viommu_nr_used(&s->v, INVALQ(0)), ==, used);
         /* Nor does it go on */
         if (how != BAD_AVAIL) {
-            send_many(s, s->invalq[0], 1);
-            s->dev->bus->virtqueue_kick(s->dev, s->invalq[0]);
-            g_assert_cmpuint(qtest_readw(s->qts, s->invalq[0]->used + 2), ==,
-                             used);
+            send_many(s, INVALQ(0), 1);
+            viommu_kick(&s->v, INVALQ(0));
+            g_assert_cmpuint(viommu_nr_used(&s->v, INVALQ(0)), ==, used);
         }
-        qtest_memread(s->qts, ANSWER, answer, 64);
+        qtest_memread(s->v.qts, ANSWER, answer, 64);
         g_assert_cmpmem(answer, 64, untouched, 64);
 
         /* What could not be accessed still cannot */
@@ -3349,7 +2864,7 @@ static void test_malformed(void)
         g_assert_cmphex(get(s, PAGE_IO), ==, PAGE_A);
 
         driver_free(s);
-        qvirtio_reset(s->dev);
+        qvirtio_reset(s->v.dev);
     }
     driver_start(s, true);
     stop(s);
@@ -3357,47 +2872,35 @@ static void test_malformed(void)
 
 /* Tests: reset */
 
-static void reset_queue(Stage1 *s, QVirtQueue *vq)
-{
-    uint64_t reg = s->pci->common_cfg_offset +
-                   offsetof(struct virtio_pci_modern_common_cfg, queue_reset);
-
-    s->dev->bus->queue_select(s->dev, vq->index);
-    qpci_io_writew(s->pci->pdev, s->pci->bar, reg, 1);
-    g_assert_cmpuint(qpci_io_readw(s->pci->pdev, s->pci->bar, reg), ==, 0);
-}
-
 /* RST-D-6, RST-D-7 */
 static void test_reset_queue(void)
 {
     Stage1 *s = start();
-    g_autofree Inval *inv = inval_new(1);
+    g_autofree Inval *inv = new_inval(1);
     uint64_t untouched;
     int i;
 
-    g_assert(s->dev->features & BIT_ULL(VIRTIO_F_RING_RESET));
     memset(&untouched, STATUS_NONE, sizeof(untouched));
     for (i = 0; i < 3; i++) {
         assert_reads(s, IOVA, PAGE_A);
         map_page(s, &s->table, IOVA, PAGE_B);
         /* The device is not to see this one */
-        send_many(s, s->invalq[0], 1);
-        reset_queue(s, s->invalq[0]);
-        s->dev->bus->virtqueue_kick(s->dev, s->invalq[0]);
-        g_assert_cmphex(qtest_readq(s->qts, ANSWER), ==, untouched);
+        send_many(s, INVALQ(0), 1);
+        viommu_reset_queue(&s->v, INVALQ(0));
+        viommu_kick(&s->v, INVALQ(0));
+        g_assert_cmphex(qtest_readq(s->v.qts, ANSWER), ==, untouched);
         assert_reads(s, IOVA, PAGE_A);
 
         /* The others go on */
-        inval_len_on(s, s->invalq[1], inv, inval_len(1), 1, VIRTIO_IOMMU_S_OK);
+        inval_len_on(s, INVALQ(1), inv, inval_len(1), 1, VIRTIO_IOMMU_S_OK);
         assert_reads(s, IOVA, PAGE_B);
-        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(1)), ==,
-                         VIRTIO_IOMMU_S_OK);
-        g_assert_cmpuint(detach_table(s, DOMAIN, EP(1)), ==, VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &s->table, DOMAIN, EP(1)));
+        assert_ok(detach_table(s, DOMAIN, EP(1)));
         read_faults(s, PAGE_C);
 
         /* And it may come back */
-        free_queue(s, &s->invalq[0]);
-        s->invalq[0] = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST);
+        viommu_free_queue(&s->v, INVALQ(0));
+        viommu_enable_queue(&s->v, INVALQ(0));
         map_page(s, &s->table, IOVA, PAGE_A);
         assert_reads(s, IOVA, PAGE_B);
         inval_domain(s, DOMAIN);
@@ -3408,12 +2911,9 @@ static void test_reset_queue(void)
 static void reset(Stage1 *s, bool by_system)
 {
     if (by_system) {
-        qobject_unref(qtest_qmp(s->qts, "{ 'execute': 'system_reset' }"));
-        qtest_qmp_eventwait(s->qts, "RESET");
-        enable_devs(s);
-        s->dev->features_negotiated = false;
+        viommu_system_reset(&s->v);
     } else {
-        qvirtio_reset(s->dev);
+        qvirtio_reset(s->v.dev);
     }
 }
 
@@ -3430,9 +2930,9 @@ static void test_reset(void)
         assert_reads(s, IOVA, PAGE_A);
 
         /* By the driver, by the system */
-        send_many(s, s->invalq[0], 1);
-        qtest_memset(s->qts, EVENTS, STATUS_NONE, sizeof(events));
-        qtest_memread(s->qts, EVENTS, events, sizeof(events));
+        send_many(s, INVALQ(0), 1);
+        qtest_memset(s->v.qts, EVENTS, STATUS_NONE, sizeof(events));
+        qtest_memread(s->v.qts, EVENTS, events, sizeof(events));
         driver_free(s);
         reset(s, i);
 
@@ -3442,17 +2942,17 @@ static void test_reset(void)
         edu_put(s, 0, IOVA_IO);
         edu_put(s, 0, PAGE_IO);
         assert_filled(s, PAGE_IO, 8, 0x77);
-        qtest_memread(s->qts, EVENTS, after, sizeof(after));
+        qtest_memread(s->v.qts, EVENTS, after, sizeof(after));
         g_assert_cmpmem(events, sizeof(events), after, sizeof(after));
-        g_assert_cmphex(qtest_readb(s->qts, ANSWER), ==, STATUS_NONE);
+        g_assert_cmphex(qtest_readb(s->v.qts, ANSWER), ==, STATUS_NONE);
 
         driver_start(s, true);
         assert_attached(s, 0, false);
-        inval_one(s, range(DOMAIN, IOVA, 0x1000, 0, 0), VIRTIO_IOMMU_S_NOENT);
+        inval_one(s, inv_range(DOMAIN, IOVA, 0x1000, 0, 0),
+                  VIRTIO_IOMMU_S_NOENT);
 
         /* Nothing is left in the cache */
-        g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                         VIRTIO_IOMMU_S_OK);
+        assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
         assert_reads(s, IOVA, PAGE_B);
         map_page(s, &s->table, IOVA, PAGE_A);
         inval_domain(s, DOMAIN);
@@ -3461,10 +2961,9 @@ static void test_reset(void)
     /* A driver that does not know of tables comes next */
     driver_free(s);
     driver_start(s, false);
-    g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, DOMAIN, EP(0), 0), ==,
-                     VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(map(s, DOMAIN, IOVA, PAGE_C), ==, VIRTIO_IOMMU_S_OK);
-    g_assert_cmpuint(map(s, DOMAIN, IOVA_IO, PAGE_IO), ==, VIRTIO_IOMMU_S_OK);
+    assert_ok(viommu_attach(&s->v, DOMAIN, EP(0), 0));
+    assert_ok(map(s, DOMAIN, IOVA, PAGE_C));
+    assert_ok(map(s, DOMAIN, IOVA_IO, PAGE_IO));
     assert_reads(s, IOVA, PAGE_C);
     stop(s);
 }
@@ -3481,15 +2980,15 @@ static void test_reset_states(void)
 
     for (by_system = 0; by_system < 2; by_system++) {
         for (state = 0; state < NR_STATES; state++) {
-            s->next_table = TABLES;
+            s->v.next_table = TABLES;
             if (state == DRIVER) {
-                qvirtio_start_device(s->dev);
+                qvirtio_start_device(s->v.dev);
             } else if (state == FEATURES_OK) {
-                driver_negotiate(s, true);
+                viommu_negotiate(&s->v, features_off(s, true));
             } else if (state == QUEUES) {
-                driver_negotiate(s, true);
-                s->reqq = enable_queue(s, 0);
-                s->invalq[0] = enable_queue(s, VIRTIO_IOMMU_VQ_INVAL_FIRST);
+                viommu_negotiate(&s->v, features_off(s, true));
+                viommu_enable_queue(&s->v, REQQ);
+                viommu_enable_queue(&s->v, INVALQ(0));
             } else {
                 driver_start(s, true);
             }
@@ -3501,7 +3000,7 @@ static void test_reset_states(void)
             }
             switch (state) {
             case REQUESTS:
-                send_many(s, s->invalq[0], 16);
+                send_many(s, INVALQ(0), 16);
                 break;
             case EVENTS_FULL:
                 for (i = 0; i < 2 * NR_EVENTS; i++) {
@@ -3509,31 +3008,29 @@ static void test_reset_states(void)
                 }
                 break;
             case NEEDS_RESET:
-                send_malformed(s, s->invalq[0], BAD_ORDER);
+                send_malformed(s, INVALQ(0), BAD_ORDER);
                 break;
             case QUEUE_OFF:
-                reset_queue(s, s->invalq[0]);
+                viommu_reset_queue(&s->v, INVALQ(0));
                 break;
             case PLAIN_DOMAIN:
-                g_assert_cmpuint(attach_old(s, VIRTIO_IOMMU_T_ATTACH, OTHER,
-                                            EP(0), 0), ==, VIRTIO_IOMMU_S_OK);
+                assert_ok(viommu_attach(&s->v, OTHER, EP(0), 0));
                 break;
             }
             driver_free(s);
             reset(s, by_system);
-            g_assert_cmpuint(s->dev->bus->get_status(s->dev), ==, 0);
+            g_assert_cmpuint(s->v.dev->bus->get_status(s->v.dev), ==, 0);
 
             driver_start(s, true);
             assert_attached(s, 0, false);
-            inval_one(s, range(DOMAIN, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);
-            inval_one(s, range(OTHER, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);
+            inval_one(s, inv_range(DOMAIN, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);
+            inval_one(s, inv_range(OTHER, 0, 0, 0, 0), VIRTIO_IOMMU_S_NOENT);
             if (state >= ATTACHED) {
-                g_assert_cmpuint(attach_table(s, &s->table, DOMAIN, EP(0)), ==,
-                                 VIRTIO_IOMMU_S_OK);
+                assert_ok(attach_table(s, &s->table, DOMAIN, EP(0)));
                 assert_reads(s, IOVA, PAGE_B);
             }
             driver_free(s);
-            qvirtio_reset(s->dev);
+            qvirtio_reset(s->v.dev);
         }
     }
     driver_start(s, true);
@@ -3546,9 +3043,7 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
 
-    if (!qtest_has_machine("q35") || !qtest_has_device("virtio-iommu-pci") ||
-        !qtest_has_device("edu")) {
-        g_test_message("q35, virtio-iommu-pci or edu not available");
+    if (!viommu_available(NULL)) {
         return 0;
     }
 
@@ -3596,11 +3091,8 @@ int main(int argc, char **argv)
     for (i = 0; i < ARRAY_SIZE(formats); i++) {
         const Format *f = &formats[i];
 
-#define FORMAT_TEST(test, fn) do {                                          \
-        g_autofree char *path = g_strdup_printf("/q35/virtio-iommu/stage1/" \
-                                                test "/%s", f->name);       \
-        qtest_add_data_func(path, f, fn);                                   \
-    } while (0)
+#define FORMAT_TEST(test, fn) \
+        viommu_add_format_test("/q35/virtio-iommu/stage1/" test, f, fn)
         FORMAT_TEST("translate", test_translate);
         FORMAT_TEST("permissions", test_permissions);
         FORMAT_TEST("bad-entries", test_bad_entries);
