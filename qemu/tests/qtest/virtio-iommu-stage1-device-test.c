@@ -32,6 +32,7 @@
 #define PORT_SLOT       5
 #define EP_IOMMU        QPCI_DEVFN(VIOMMU_SLOT, 0)
 #define EP_EDU          EP(0)
+#define EP_DISK         EP(1)
 #define EP_PORT         0x100           /* Behind the root port */
 #define DOMAIN          7
 #define OTHER           9
@@ -1057,6 +1058,59 @@ static void test_faults(void)
     stop(v);
 }
 
+/*
+ * The interrupt for a fault in an iothread, that of a disk whose ring is mapped
+ * and whose buffers are not
+ */
+static void test_iothread(void)
+{
+    VIOMMU *v = boot(IOMMU_STAGE1, "-object iothread,id=io "
+                     "-drive if=none,id=disk,format=raw,file=null-co:// "
+                     "-device virtio-blk-pci,addr=5,drive=disk,iothread=io,"
+                     "disable-legacy=on,iommu_platform=on");
+    QPCIAddress addr = { .devfn = EP_DISK };
+    QVirtioPCIDevice *disk = virtio_pci_new(v->bus, &addr);
+    gint64 begin = g_get_monotonic_time();
+    uint64_t root, iova = IOVA + 4 * KiB, page;
+    struct virtio_iommu_fault fault;
+    QVirtQueue *vq;
+
+    qpci_msix_enable(v->pci->pdev);
+    driver_start(v, true, true);
+    root = new_root(v);
+    assert_ok(attach_table(v, root, EP_DISK));
+    expect_interrupt(v, REQQ);
+
+    qvirtio_pci_device_enable(disk);
+    qvirtio_start_device(&disk->vdev);
+    qvirtio_set_features(&disk->vdev, qvirtio_get_features(&disk->vdev) &
+                         ~(QVIRTIO_F_BAD_FEATURE | VIOMMU_PLAIN_RINGS));
+    vq = qvirtqueue_setup(&disk->vdev, &v->alloc, 0);
+    for (page = ROUND_DOWN(vq->desc, 4 * KiB);
+         page < vq->used + 8 + 8 * vq->size; page += 4 * KiB) {
+        map_page(v, root, page, page);
+    }
+    qvirtio_set_driver_ok(&disk->vdev);
+    qvirtqueue_add(v->qts, vq, iova, 16, false, true);
+    qvirtqueue_add(v->qts, vq, IOVA, 1, true, false);
+    qvirtqueue_kick(v->qts, &disk->vdev, vq, 0);
+
+    while (!viommu_take_fault(v, &fault)) {
+        g_assert(g_get_monotonic_time() - begin < VIOMMU_TIMEOUT_US);
+    }
+    g_assert_cmphex(le64_to_cpu(fault.address), ==, iova);
+    g_assert_cmphex(le32_to_cpu(fault.endpoint), ==, EP_DISK);
+    g_assert_cmpuint(fault.reason, ==, VIRTIO_IOMMU_FAULT_R_MAPPING);
+    while (!take_interrupt(v, EVENTQ)) {
+        g_assert(g_get_monotonic_time() - begin < VIOMMU_TIMEOUT_US);
+    }
+
+    qvirtqueue_cleanup(disk->vdev.bus, vq, &v->alloc);
+    g_free(disk->pdev);
+    g_free(disk);
+    stop(v);
+}
+
 /* Use the edu device behind the root port. Its BAR was placed by hand. */
 static void enable_behind_port(VIOMMU *v)
 {
@@ -1169,6 +1223,9 @@ int main(int argc, char **argv)
     DEVICE_TEST("query/domains", test_query_domains);
     DEVICE_TEST("query/counters", test_query_counters);
     DEVICE_TEST("faults", test_faults);
+    if (qtest_has_device("virtio-blk-pci")) {
+        DEVICE_TEST("iothread", test_iothread);
+    }
     DEVICE_TEST("unplug", test_unplug);
     return g_test_run();
 }
