@@ -449,8 +449,10 @@ static int probe(VIOMMU *v, Region *regions, int max, int *formats)
         regions[nr++] = (Region){ prop.subtype, le64_to_cpu(prop.start),
                                   le64_to_cpu(prop.end) };
     }
-    /* PRB-D-15 */
+    /* PRB-D-12, PRB-D-15 */
     for (i = 0; i < nr; i++) {
+        g_assert(*formats ||
+                 regions[i].subtype != VIRTIO_IOMMU_RESV_MEM_T_IDENTITY);
         for (at = 0; at < i; at++) {
             g_assert(regions[i].start > regions[at].end ||
                      regions[i].end < regions[at].start);
@@ -473,7 +475,7 @@ static bool has_region(const Region *r, int nr, uint8_t subtype, uint64_t start,
     return false;
 }
 
-/* PRB-D-11, PRB-D-15 */
+/* PRB-D-11, PRB-D-12, PRB-D-15 */
 static void test_identity_probe(void)
 {
     const char *iommu = IOMMU_JSON JSON_STAGE1
