@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A program that has a device, by VFIO and iommufd
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/ioctl.h>
+#include <linux/iommufd.h>
+
+#include "../../vhost_iommu/lib/edu.h"
+#include "user.h"
+
+static int find_edu(char *name, size_t size)
+{
+	struct dirent **list;
+	int i, nr, ret = -ENODEV;
+
+	nr = scandir(SYSFS_PCI, &list, NULL, alphasort);
+	for (i = 0; i < nr; i++) {
+		if (ret && edu_is(list[i]->d_name)) {
+			snprintf(name, size, "%.15s", list[i]->d_name);
+			ret = 0;
+		}
+		free(list[i]);
+	}
+	if (nr >= 0)
+		free(list);
+	return ret;
+}
+
+static int says(int ret, const char *what)
+{
+	if (ret)
+		fprintf(stderr, "# %s: %s\n", what, strerror(-ret));
+	return ret;
+}
+
+int user_open(struct user *user)
+{
+	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
+	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	char path[64];
+	int ret;
+
+	ret = find_edu(user->name, sizeof(user->name));
+	if (ret)
+		return says(ret, "edu device");
+	user->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (user->iommufd < 0)
+		return says(-errno, "/dev/iommu");
+	ret = edu_cdev(user->name, path, sizeof(path));
+	if (ret)
+		return says(ret, "is the edu device bound to vfio-pci?");
+	user->fd = open(path, O_RDWR | O_CLOEXEC);
+	if (user->fd < 0)
+		return says(-errno, path);
+	bind.iommufd = user->iommufd;
+	ret = edu_bind(user->fd, &bind);
+	if (ret)
+		return says(ret, "no remapping of interrupts? iommufd.allow_unsafe_interrupts=1");
+	ret = edu_enable(user->fd, &user->bar);
+	if (ret)
+		return says(ret, "registers of the edu device");
+	if (ioctl(user->iommufd, IOMMU_IOAS_ALLOC, &alloc))
+		return says(-errno, "IOMMU_IOAS_ALLOC");
+	user->ioas = alloc.out_ioas_id;
+	attach.pt_id = user->ioas;
+	if (ioctl(user->fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach))
+		return says(-errno, "VFIO_DEVICE_ATTACH_IOMMUFD_PT");
+	return 0;
+}
+
+void user_close(struct user *user)
+{
+	if (user->bar)
+		edu_disable(user->bar);
+	close(user->fd);
+	close(user->iommufd);
+}
+
+int user_map(struct user *user, void *va, __u64 iova, size_t size)
+{
+	struct iommu_ioas_map cmd = {
+		.size = sizeof(cmd),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE,
+		.ioas_id = user->ioas,
+		.user_va = (uintptr_t)va,
+		.length = size,
+		.iova = iova,
+	};
+
+	return ioctl(user->iommufd, IOMMU_IOAS_MAP, &cmd) ? -errno : 0;
+}
+
+int user_unmap(struct user *user, __u64 iova, size_t size)
+{
+	struct iommu_ioas_unmap cmd = {
+		.size = sizeof(cmd),
+		.ioas_id = user->ioas,
+		.iova = iova,
+		.length = size,
+	};
+
+	return ioctl(user->iommufd, IOMMU_IOAS_UNMAP, &cmd) ? -errno : 0;
+}
