@@ -244,9 +244,13 @@ apply_refused() {
 
 # --- Linux ---
 
+# piggy.S has the compressed kernel in it, by .incbin, which ccache does not look into: it would hand out
+# the kernel of before whenever the new one has the same length. It refuses this option.
+not_cached='AFLAGS_piggy.o=-Xpreprocessor -DNOT_CACHED'
+
 kmake() {
 	make -C "$tree" -j"$jobs" KBUILD_BUILD_TIMESTAMP=1970-01-01 KBUILD_BUILD_USER=lab KBUILD_BUILD_HOST=lab \
-		KBUILD_BUILD_VERSION=1 LOCALVERSION= "$@"
+		KBUILD_BUILD_VERSION=1 LOCALVERSION= "$not_cached" "$@"
 }
 
 # merged_config FILE...: one value per symbol, the last one given
@@ -364,8 +368,8 @@ build_linux() {
 	lock "$tree_lock.$kind" "the $kind kernel '$work_name'"
 	build=$tree/build-$kind
 	wanted=$(merged_config "${kind_config[@]}")
-	hash=$( (cat "$tree/.lab-build-hash"; echo "$wanted"; "${arch_cross}gcc" -dumpfullversion) | sha256sum |
-		cut -d' ' -f1)
+	hash=$( (cat "$tree/.lab-build-hash"; echo "$wanted" "$not_cached"; "${arch_cross}gcc" -dumpfullversion) |
+		sha256sum | cut -d' ' -f1)
 	kernel_build=$build
 	if [[ -f $build/.lab-stamp && $(<"$build/.lab-stamp") == "$hash" ]]; then
 		step "linux: the $kind kernel is up to date"
