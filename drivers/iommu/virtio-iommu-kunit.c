@@ -2,18 +2,22 @@
 /*
  * virtio-iommu: tests of what has no hardware in it
  *
- * Descriptors, the choice of a format, and invalidation queues: these are tested
- * on a real virtqueue, whose other end is a device made of a few lines that
- * answers as a test wants.
+ * Descriptors, the choice of a format, invalidation queues, and what domains send
+ * on them. Queues are tested on a real virtqueue, whose other end is a device made
+ * of a few lines that answers as a test wants.
  */
 
+#include <kunit/device.h>
 #include <kunit/test.h>
+#include <linux/bits.h>
 #include <linux/completion.h>
 #include <linux/kthread.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/sizes.h>
 #include <linux/virtio_ring.h>
 
+#include "iommu-pages.h"
 #include "virtio-iommu.h"
 
 /* --- descriptors --- */
@@ -257,12 +261,20 @@ static const struct choice choices[] = {
 	{ "no format", {}, { NEED(SZ_4K, 48, SZ_4G) }, {} },
 };
 
-static void choice_name(const struct choice *choice, char *name)
+static void choice_name(struct kunit *test, const void *param, char *name)
 {
+	const struct choice *choice = param;
+
 	strscpy(name, choice->name, KUNIT_PARAM_DESC_SIZE);
 }
 
-KUNIT_ARRAY_PARAM(choices, choices, choice_name);
+/* With an array that is registered the results have a plan. */
+static int choose_init(struct kunit *test)
+{
+	kunit_register_params_array(test, choices, ARRAY_SIZE(choices),
+				    choice_name);
+	return 0;
+}
 
 static void choose(struct kunit *test)
 {
@@ -317,6 +329,9 @@ struct fake {
 	/* put on the list of those that wait when request 0 comes */
 	struct viommu_inval *waiting;
 	unsigned int nr_waiting;
+	/* a table that is about to be removed; the test has a reference */
+	struct page *table;
+	u64 table_start, table_last;
 
 	/* what it has got */
 	unsigned int nr_kicks;
@@ -326,6 +341,17 @@ struct fake {
 		struct virtio_iommu_inv_desc desc[MAX_DESCS];
 	} requests[MAX_REQUESTS];
 	unsigned int bad;
+	/* that the table is removed, and how often it was freed before that */
+	bool told;
+	unsigned int early;
+
+	/* an endpoint and the domain that it is attached to */
+	struct viommu_dev viommu;
+	struct viommu_s1_dev s1;
+	struct viommu_endpoint endpoint;
+	struct dev_iommu dev_iommu;
+	struct iommu_domain *domain;
+	u64 root;
 };
 
 static struct fake *to_fake(struct virtio_device *vdev)
@@ -341,6 +367,23 @@ static u8 fake_get_status(struct virtio_device *vdev)
 static const struct virtio_config_ops fake_config_ops = {
 	.get_status = fake_get_status,
 };
+
+/* Does the driver still have the table until the device does not use it? */
+static void fake_look_at_table(struct fake *fake,
+			       const struct virtio_iommu_inv_desc *desc,
+			       unsigned int nr)
+{
+	if (!fake->told && page_count(fake->table) < 2)
+		fake->early++;
+	for (; nr--; desc++) {
+		if (desc->flags & cpu_to_le16(VIRTIO_IOMMU_INV_F_LEAF))
+			continue;
+		if (desc->scope == VIRTIO_IOMMU_INV_S_DOMAIN ||
+		    (le64_to_cpu(desc->start) <= fake->table_start &&
+		     le64_to_cpu(desc->last) >= fake->table_last))
+			fake->told = true;
+	}
+}
 
 /* Take a request, as the specification says that it has to look like. */
 static bool fake_serve(struct fake *fake)
@@ -383,6 +426,8 @@ static bool fake_serve(struct fake *fake)
 	memcpy(fake->requests[i].desc, head + 1,
 	       nr * sizeof(fake->requests[i].desc[0]));
 	answer = &fake->answers[i];
+	if (fake->table)
+		fake_look_at_table(fake, fake->requests[i].desc, nr);
 
 	memset(tail, 0, sizeof(*tail));
 	tail->status = answer->status;
@@ -873,6 +918,209 @@ static void invalq_cpus(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, fake->q.stats.combined, nr > 2);
 }
 
+/* --- domains --- */
+
+#ifdef CONFIG_ARM64
+static const struct viommu_s1_format format_here = ARM(25, 48, 48, ALL_ARM);
+#else
+static const struct viommu_s1_format format_here = X86(48, 48, 48, ALL_X86);
+#endif
+
+/* Where a table of each size begins, and memory that no block can map there */
+#define TABLE_IOVA	((u64)SZ_1G)
+#define TABLE_PADDR	((phys_addr_t)SZ_1G + PAGE_SIZE)
+
+/* What a table of pages covers */
+#define TABLE_SIZE	((size_t)(PAGE_SIZE / sizeof(u64)) << PAGE_SHIFT)
+
+static int fake_send_req(struct viommu_dev *viommu, void *buf, size_t len)
+{
+	struct fake *fake = container_of(viommu, struct fake, viommu);
+	struct virtio_iommu_req_attach_table *req = buf;
+
+	if (req->head.type == VIRTIO_IOMMU_T_ATTACH_TABLE)
+		fake->root = le64_to_cpu(req->root);
+	return 0;
+}
+
+static void domain_exit(struct kunit *test)
+{
+	struct fake *fake = test->priv;
+
+	if (fake && fake->domain) {
+		viommu_s1_leave(&fake->endpoint);
+		fake->domain->ops->free(fake->domain);
+	}
+	if (fake && fake->endpoint.dev)
+		fake->endpoint.dev->iommu = NULL;
+	fake_exit(test);
+}
+
+static int domain_init(struct kunit *test)
+{
+	const struct viommu_s1_needs needs = { NEED(PAGE_SIZE, 48, SZ_4G) };
+	struct iommu_domain *domain;
+	struct iommu_fwspec *fwspec;
+	struct fake *fake;
+	struct device *dev;
+	int ret;
+
+	ret = fake_init(test);
+	if (ret)
+		return ret;
+	fake = test->priv;
+	dev = kunit_device_register(test, "viommu_endpoint");
+	if (IS_ERR(dev))
+		return PTR_ERR(dev);
+	fwspec = kunit_kzalloc(test, struct_size(fwspec, ids, 1), GFP_KERNEL);
+	if (!fwspec)
+		return -ENOMEM;
+	fwspec->num_ids = 1;
+
+	fake->s1.send_req = fake_send_req;
+	fake->s1.nr_queues = 1;
+	fake->s1.queues = &fake->q;
+	fake->viommu.s1 = &fake->s1;
+	fake->viommu.dev = dev;
+	ida_init(&fake->viommu.domain_ids);
+	fake->viommu.first_domain = 7;
+	fake->viommu.last_domain = 7;
+	viommu_s1_endpoint_init(&fake->endpoint);
+	fake->endpoint.viommu = &fake->viommu;
+	fake->endpoint.dev = dev;
+	fake->endpoint.s1.format = format_here;
+	ret = viommu_s1_choose(&format_here, &needs, &fake->endpoint.s1.config);
+	if (ret)
+		return ret;
+	fake->dev_iommu.fwspec = fwspec;
+	fake->dev_iommu.priv = &fake->endpoint;
+	dev->iommu = &fake->dev_iommu;
+
+	domain = viommu_s1_domain_alloc(&fake->endpoint);
+	if (IS_ERR_OR_NULL(domain))
+		return -ENOMEM;
+	/* as the core does */
+	domain->type = IOMMU_DOMAIN_UNMANAGED;
+	fake->domain = domain;
+	return domain->ops->attach_dev(domain, dev, NULL);
+}
+
+/* The last table of a walk, with a reference */
+static struct page *get_table(struct fake *fake, u64 iova)
+{
+	const struct viommu_s1_config *config = &fake->endpoint.s1.config;
+	unsigned int granule_shift = config->granule_shift;
+	unsigned int bits = granule_shift - 3;
+	unsigned int level = (config->input_bits - granule_shift - 1) / bits;
+	u64 entry = fake->root;
+	struct page *page;
+	u64 *table;
+
+	for (; level; level--) {
+		table = phys_to_virt(entry & GENMASK_ULL(47, granule_shift));
+		iova &= GENMASK_ULL(granule_shift + (level + 1) * bits - 1, 0);
+		entry = table[iova >> (granule_shift + level * bits)];
+		if (!(entry & 1))
+			return NULL;
+	}
+	page = pfn_to_page(PHYS_PFN(entry & GENMASK_ULL(47, granule_shift)));
+	get_page(page);
+	return page;
+}
+
+static void map(struct kunit *test, size_t size)
+{
+	struct fake *fake = test->priv;
+
+	KUNIT_ASSERT_EQ(test, 0,
+			iommu_map(fake->domain, TABLE_IOVA, TABLE_PADDR, size,
+				  IOMMU_READ | IOMMU_WRITE, GFP_KERNEL));
+	KUNIT_EXPECT_EQ(test, fake->nr_requests, 0);
+}
+
+/* Only entries of a table go. */
+static void domain_pages(struct kunit *test)
+{
+	struct fake *fake = test->priv;
+
+	map(test, 2 * PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, PAGE_SIZE,
+			iommu_unmap(fake->domain, TABLE_IOVA, PAGE_SIZE));
+	KUNIT_EXPECT_EQ(test, fake->nr_requests, 1);
+	expect_request(test, 0, 1);
+	expect_desc(test, &fake->requests[0].desc[0], VIRTIO_IOMMU_INV_S_RANGE,
+		    PAGE_SHIFT, VIRTIO_IOMMU_INV_F_LEAF, TABLE_IOVA,
+		    TABLE_IOVA + PAGE_SIZE - 1);
+	KUNIT_EXPECT_EQ(test, fake->bad, 0);
+}
+
+static void watch_table(struct kunit *test)
+{
+	struct fake *fake = test->priv;
+
+	map(test, TABLE_SIZE);
+	fake->table = get_table(fake, TABLE_IOVA);
+	KUNIT_ASSERT_NOT_NULL(test, fake->table);
+	fake->table_start = TABLE_IOVA;
+	fake->table_last = TABLE_IOVA + TABLE_SIZE - 1;
+}
+
+/* It is freed, and not before the device has been told. */
+static void expect_table_freed(struct kunit *test)
+{
+	struct fake *fake = test->priv;
+	struct page *table = fake->table;
+
+	fake->table = NULL;
+	KUNIT_EXPECT_TRUE(test, fake->told);
+	KUNIT_EXPECT_EQ(test, fake->early, 0);
+	KUNIT_EXPECT_EQ(test, page_count(table), 1);
+	KUNIT_EXPECT_EQ(test, fake->bad, 0);
+	put_page(table);
+}
+
+static void domain_table(struct kunit *test)
+{
+	struct fake *fake = test->priv;
+
+	watch_table(test);
+	KUNIT_EXPECT_EQ(test, TABLE_SIZE,
+			iommu_unmap(fake->domain, TABLE_IOVA, TABLE_SIZE));
+	expect_table_freed(test);
+}
+
+/* As the DMA API does in lazy mode: everything is flushed, later. */
+static void domain_table_lazy(struct kunit *test)
+{
+	struct fake *fake = test->priv;
+	struct iommu_iotlb_gather gather;
+
+	watch_table(test);
+	iommu_iotlb_gather_init(&gather);
+	gather.queued = true;
+	KUNIT_EXPECT_EQ(test, TABLE_SIZE,
+			iommu_unmap_fast(fake->domain, TABLE_IOVA, TABLE_SIZE,
+					 &gather));
+	fake->domain->ops->flush_iotlb_all(fake->domain);
+	KUNIT_ASSERT_GT(test, fake->nr_requests, 0);
+	expect_domain(test, fake->nr_requests - 1, 0, 7);
+	iommu_put_pages_list(&gather.freelist);
+	expect_table_freed(test);
+}
+
+/* ORD-R-4: nobody uses the table. */
+static void domain_not_attached(struct kunit *test)
+{
+	struct fake *fake = test->priv;
+
+	map(test, TABLE_SIZE);
+	viommu_s1_leave(&fake->endpoint);
+	KUNIT_EXPECT_EQ(test, TABLE_SIZE,
+			iommu_unmap(fake->domain, TABLE_IOVA, TABLE_SIZE));
+	fake->domain->ops->flush_iotlb_all(fake->domain);
+	KUNIT_EXPECT_EQ(test, fake->nr_requests, 0);
+}
+
 static struct kunit_case desc_cases[] = {
 	KUNIT_CASE(desc_domain),
 	KUNIT_CASE(desc_gather),
@@ -886,7 +1134,8 @@ static struct kunit_suite desc_suite = {
 
 static struct kunit_case format_cases[] = {
 	KUNIT_CASE(parse_format),
-	KUNIT_CASE_PARAM(choose, choices_gen_params),
+	KUNIT_CASE_PARAM_WITH_INIT(choose, kunit_array_gen_params, choose_init,
+				   NULL),
 	{}
 };
 
@@ -919,7 +1168,22 @@ static struct kunit_suite invalq_suite = {
 	.test_cases = invalq_cases,
 };
 
-kunit_test_suites(&desc_suite, &format_suite, &invalq_suite);
+static struct kunit_case domain_cases[] = {
+	KUNIT_CASE(domain_pages),
+	KUNIT_CASE(domain_table),
+	KUNIT_CASE(domain_table_lazy),
+	KUNIT_CASE(domain_not_attached),
+	{}
+};
+
+static struct kunit_suite domain_suite = {
+	.name = "viommu_domain",
+	.init = domain_init,
+	.exit = domain_exit,
+	.test_cases = domain_cases,
+};
+
+kunit_test_suites(&desc_suite, &format_suite, &invalq_suite, &domain_suite);
 
 MODULE_DESCRIPTION("KUnit tests of virtio-iommu");
 MODULE_LICENSE("GPL");
