@@ -578,10 +578,10 @@ guest() {
 	local stage=$1 arch=$2 rc=0
 	shift 2
 
-	vm_programs "$stage-strict" --guest "$arch" --append iommu.strict=1 "$@" -- guest_storage guest_network guest_vfio ||
-		rc=$?
+	vm_programs "$stage-strict" --guest "$arch" --append iommu.strict=1 "$@" -- guest_storage guest_network guest_vfio \
+		guest_tables || rc=$?
 	vm_programs "$stage-lazy" --guest "$arch" --append iommu.strict=0 "$@" -- guest_storage guest_network \
-		guest_hotplug guest_stress || rc=$?
+		guest_tables guest_hotplug guest_stress || rc=$?
 	vm_programs "$stage-reboot" --guest "$arch" --reboots "$@" -- "guest_reboot reboot kexec" || rc=$?
 	return "$rc"
 }
