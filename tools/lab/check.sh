@@ -166,7 +166,7 @@ prepare_check() {
 	if [[ $arch == arm64 ]]; then
 		wanted=$(merged_config "$lab/kernel-check-arm64.config")
 	else
-		wanted=$(merged_config "$lab"/kernel-{common,x86,guest,guest-x86,check-x86}.config)
+		wanted=$(merged_config "$lab"/kernel-{common,x86,guest,guest-x86}.config)
 		wanted=${wanted//=m/=y}
 	fi
 	lock "$tree_lock.$check_build" "the objects of make check ($arch)"

@@ -10,12 +10,12 @@ check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkp
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
 	iommufd_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 demo demo_drop bench splats)
+	guest guest_arm64 guest_kunit guest_kunit_arm64 demo demo_drop bench splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 peers peers_arm64)
+	guest guest_arm64 guest_kunit guest_kunit_arm64 peers peers_arm64)
 long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_splats peers peers_arm64
 	guest_long guest_long_arm64)
 
@@ -586,7 +586,7 @@ guest() {
 	return "$rc"
 }
 
-guest_logs=(guest{,-arm64}-{strict,lazy,reboot})
+guest_logs=(guest{,-arm64}-{strict,lazy,reboot} guest-kunit{,-arm64})
 
 check_guest() {
 	guest guest x86 --timeout 300
@@ -602,6 +602,22 @@ check_guest_long() {
 
 check_guest_long_arm64() {
 	guest guest-long-arm64 arm64 --timeout 3000 --env GUEST_SCALE=10
+}
+
+# The guest's driver without any device: KUnit tests, as a module that nothing else loads. Some of them
+# want four CPUs.
+kunit_suites=(viommu_desc viommu_domain viommu_format viommu_invalq)
+
+guest_kunit() {
+	vm_programs "$1" --guest "$2" --smp 4 --edu 0 --module virtio-iommu-kunit -- "guest_kunit ${kunit_suites[*]}"
+}
+
+check_guest_kunit() {
+	guest_kunit guest-kunit x86
+}
+
+check_guest_kunit_arm64() {
+	guest_kunit guest-kunit-arm64 arm64
 }
 
 check_guest_debug() {

@@ -318,6 +318,11 @@ needed_modules() {
 		}' | tac
 }
 
+# has_module BUILD NAME
+has_module() {
+	[[ $(needed_modules "$1" "$2") ]]
+}
+
 # Modules in an order in which each finds what it needs, one path a line, relative to BUILD; and in
 # .lab-depends, lines "NEEDED BY".
 module_order() {

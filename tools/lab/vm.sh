@@ -6,7 +6,7 @@
 # lab run [OPTIONS] PROGRAM [ARGUMENTS] [--then PROGRAM [ARGUMENTS]]...
 lab_run() {
 	local kernel=lab kernel_work=$work_name limit=120 icount= smp= mem= edus=1 log= hugepages= leaks= quiet=
-	local append=() environment=() files=() qemu_args=() writes=() trace=
+	local append=() environment=() files=() qemu_args=() writes=() modules=() trace=
 	local vtd='' smmu='' smmus=1 erratum='' host=vtd viommu='' qemu=ours reboots='' attend=()
 	local dir script argument first program rc=0 status line
 
@@ -18,6 +18,7 @@ lab_run() {
 		--qemu) qemu=$2; shift ;;
 		--reboots) reboots=1 ;;
 		--kernel) kernel=$2; shift ;;
+		--module) modules+=("$2"); shift ;;
 		--work) kernel_work=$2; shift ;;
 		--timeout) limit=$2; shift ;;
 		--icount) icount=1 ;;
@@ -57,6 +58,9 @@ lab_run() {
 	prepare_qemu
 	host_properties=${vtd:-$host_properties${smmu:+,$smmu}${viommu:+,$viommu}}
 	prepare_kernel
+	for argument in "${modules[@]}"; do
+		has_module "$kernel_build" "$argument" || die "this kernel has no module $argument"
+	done
 	cp "$kernel_build/$arch_image" "$dir/kernel"
 	mkdir -p "$dir/root"/{bin,dev,proc,sys,tmp,lab/modules}
 	compile_init "$dir/root/init"
@@ -67,7 +71,7 @@ lab_run() {
 		copy_module "$kernel_build/$line" "$dir/root/lab/modules"
 		line=$(basename "$line")
 		word m "/lab/modules/${line%.xz}"
-	done < <(needed_modules "$kernel_build" "${host_modules[@]}")
+	done < <(needed_modules "$kernel_build" "${host_modules[@]}" "${modules[@]}")
 	[[ ! $host_is_guest ]] || guest_words
 	[[ ! $hugepages ]] || word h "$hugepages"
 	for argument in "${writes[@]}"; do
