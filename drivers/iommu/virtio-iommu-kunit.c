@@ -292,6 +292,38 @@ static void choose(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, config.pgsize_bitmap, want->pgsize_bitmap);
 }
 
+/* Tables that one endpoint can have, for another one of its group. */
+static void allows(struct kunit *test)
+{
+	const struct viommu_s1_config x86 = WANT_X86(48, 46, ALL_X86);
+	const struct viommu_s1_config arm = WANT_ARM(14, 40, 44, ALL_16K);
+	const struct {
+		const char *what;
+		struct viommu_s1_format format;
+		const struct viommu_s1_config *config;
+		bool allowed;
+	} cases[] = {
+		{ "the same", X86(48, 48, 46, ALL_X86), &x86, true },
+		{ "more", X86(48, 57, 52, ALL_X86), &x86, true },
+		{ "no format", {}, &x86, false },
+		{ "another format", ARM(25, 48, 48, ALL_X86), &x86, false },
+		{ "wider addresses only", X86(57, 57, 46, ALL_X86), &x86, false },
+		{ "narrower output", X86(48, 48, 45, ALL_X86), &x86, false },
+		{ "a size less", X86(48, 48, 46, SZ_4K | SZ_2M), &x86, false },
+		{ "Arm", ARM(25, 48, 48, ALL_ARM), &arm, true },
+		{ "Arm, just so", ARM(40, 40, 44, ALL_16K), &arm, true },
+		{ "narrower addresses only", ARM(25, 39, 48, ALL_ARM), &arm, false },
+		{ "another granule", ARM(25, 48, 48, ALL_4K), &arm, false },
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++)
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].allowed,
+				    viommu_s1_allows(&cases[i].format,
+						     cases[i].config),
+				    "%s", cases[i].what);
+}
+
 /* --- invalidation queues --- */
 
 #define RING_SIZE	8
@@ -1136,6 +1168,7 @@ static struct kunit_case format_cases[] = {
 	KUNIT_CASE(parse_format),
 	KUNIT_CASE_PARAM_WITH_INIT(choose, kunit_array_gen_params, choose_init,
 				   NULL),
+	KUNIT_CASE(allows),
 	{}
 };
 

@@ -314,6 +314,24 @@ int viommu_s1_choose(const struct viommu_s1_format *format,
 }
 EXPORT_SYMBOL_GPL(viommu_s1_choose);
 
+/**
+ * viommu_s1_allows() - may an endpoint be attached to such a table? (PRB-R-4)
+ * @format: what the endpoint can have
+ * @config: what the table is like
+ *
+ * Return: true if it may.
+ */
+bool viommu_s1_allows(const struct viommu_s1_format *format,
+		      const struct viommu_s1_config *config)
+{
+	return format->format == config->format &&
+	       config->input_bits >= format->input_bits_min &&
+	       config->input_bits <= format->input_bits_max &&
+	       config->output_bits <= format->output_bits &&
+	       !(config->pgsize_bitmap & ~format->page_size_mask);
+}
+EXPORT_SYMBOL_GPL(viommu_s1_allows);
+
 /* --- invalidation --- */
 
 static struct viommu_invalq *viommu_s1_queue(struct viommu_s1_dev *s1)
@@ -612,20 +630,54 @@ static void viommu_s1_attachment_free(struct viommu_s1_attachment *attachment)
 	kfree(attachment);
 }
 
-/* PRB-R-4: may the endpoint be attached to this domain? */
-static bool viommu_s1_suits(struct viommu_s1_domain *s1_domain,
+static bool viommu_s1_suits(const struct viommu_s1_config *config,
 			    struct viommu_endpoint *vdev)
 {
-	const struct viommu_s1_config *config = &s1_domain->config;
-	const struct viommu_s1_format *format = &vdev->s1.format;
+	/* It has been found suitable, see viommu_s1_endpoint_probed() */
+	return READ_ONCE(vdev->s1.config.format) == config->format &&
+	       viommu_s1_allows(&vdev->s1.format, config);
+}
 
-	return vdev->viommu == s1_domain->viommu &&
-	       /* It has been found suitable, see viommu_s1_endpoint_probed() */
-	       vdev->s1.config.format == config->format &&
-	       config->input_bits >= format->input_bits_min &&
-	       config->input_bits <= format->input_bits_max &&
-	       config->output_bits <= format->output_bits &&
-	       !(s1_domain->domain.pgsize_bitmap & ~format->page_size_mask);
+/*
+ * The endpoints of a group are in one domain, which is made for one of them. If
+ * its table does not suit all, or it has none, they all do with MAP and UNMAP from
+ * now on, and their windows are reserved memory. None of them is attached to a
+ * table then, for that would have to suit all. An endpoint that joins the group
+ * later has to be like the others: the domain is there, and does not suit it.
+ */
+static bool viommu_s1_suits_group(const struct viommu_s1_config *config,
+				  struct viommu_endpoint *vdev)
+{
+	struct viommu_s1_dev *s1 = vdev->viommu->s1;
+	struct iommu_group *group = vdev->dev->iommu_group;
+	struct viommu_s1_window *window;
+	struct viommu_endpoint *other;
+	bool suits = true;
+
+	/*
+	 * With iommu_group_for_each_dev() the core would wait for itself: it
+	 * holds group->mutex when it makes the default domain. An endpoint of
+	 * this list keeps its group, once it has one.
+	 */
+	guard(mutex)(&s1->endpoints_lock);
+	list_for_each_entry(other, &s1->endpoints, s1.node) {
+		if (READ_ONCE(other->dev->iommu_group) == group)
+			suits &= viommu_s1_suits(config, other);
+	}
+	if (suits)
+		return true;
+
+	list_for_each_entry(other, &s1->endpoints, s1.node) {
+		if (READ_ONCE(other->dev->iommu_group) != group ||
+		    !other->s1.config.format)
+			continue;
+		dev_info(other->dev,
+			 "not all of its group can have this table, using MAP and UNMAP\n");
+		WRITE_ONCE(other->s1.config.format, 0);
+		list_for_each_entry(window, &other->s1.windows, node)
+			window->region->type = IOMMU_RESV_RESERVED;
+	}
+	return false;
 }
 
 static int viommu_s1_attach_dev(struct iommu_domain *domain, struct device *dev,
@@ -640,7 +692,8 @@ static int viommu_s1_attach_dev(struct iommu_domain *domain, struct device *dev,
 	unsigned int i;
 	int ret;
 
-	if (!viommu_s1_suits(s1_domain, vdev))
+	if (viommu != s1_domain->viommu ||
+	    !viommu_s1_suits(&s1_domain->config, vdev))
 		return -EINVAL;
 
 	ret = viommu_s1_map_windows(s1_domain, vdev);
@@ -853,15 +906,19 @@ static int viommu_s1_x86_64_init(struct viommu_s1_domain *s1_domain)
  * @vdev: an endpoint that will be attached to it
  *
  * Return: the domain, an error, or NULL if the endpoint has to do with MAP and
- * UNMAP.
+ * UNMAP, because of its own format or that of another one in its group.
  */
 struct iommu_domain *viommu_s1_domain_alloc(struct viommu_endpoint *vdev)
 {
+	const struct viommu_s1_config config = vdev->s1.config;
 	struct viommu_dev *viommu = vdev->viommu;
 	struct viommu_s1_domain *s1_domain;
 	int ret;
 
-	if (!vdev->s1.config.format)
+	if (!viommu->s1)
+		return NULL;
+	/* Also for an endpoint without tables: the others must know. */
+	if (!viommu_s1_suits_group(&config, vdev) || !config.format)
 		return NULL;
 
 	s1_domain = kzalloc_obj(*s1_domain);
@@ -870,8 +927,8 @@ struct iommu_domain *viommu_s1_domain_alloc(struct viommu_endpoint *vdev)
 	spin_lock_init(&s1_domain->lock);
 	INIT_LIST_HEAD(&s1_domain->attachments);
 	s1_domain->viommu = viommu;
-	s1_domain->config = vdev->s1.config;
-	s1_domain->granule_shift = vdev->s1.config.granule_shift;
+	s1_domain->config = config;
+	s1_domain->granule_shift = config.granule_shift;
 	s1_domain->nid = dev_to_node(vdev->dev);
 
 	ret = ida_alloc_range(&viommu->domain_ids, viommu->first_domain,

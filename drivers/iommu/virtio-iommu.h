@@ -106,8 +106,8 @@ struct viommu_s1_config {
 /**
  * struct viommu_s1_endpoint - what an endpoint has for stage-1 tables
  * @format: the format that this architecture can use, if format.format is not 0
- * @config: what is made of it; config.format is 0 if the endpoint stays with
- *          MAP and UNMAP
+ * @config: what is made of it; config.format is 0 if the endpoint, or its group,
+ *          stays with MAP and UNMAP
  * @windows: &struct viommu_s1_window, reserved memory of subtype IDENTITY
  * @attachment: to a domain with a table, or NULL
  * @domain_id: ID of this domain, or -1
@@ -334,6 +334,8 @@ int viommu_s1_parse_format(const struct virtio_iommu_probe_property *prop,
 int viommu_s1_choose(const struct viommu_s1_format *format,
 		     const struct viommu_s1_needs *needs,
 		     struct viommu_s1_config *config);
+bool viommu_s1_allows(const struct viommu_s1_format *format,
+		      const struct viommu_s1_config *config);
 void viommu_s1_desc_domain(struct virtio_iommu_inv_desc *desc, u32 domain);
 void viommu_s1_desc_gather(struct virtio_iommu_inv_desc *desc, u32 domain,
 			   u8 granule_shift, unsigned long stride, bool leaf,
