@@ -39,12 +39,18 @@
  * Requests of the request queue
  */
 
-/* Stage 1 of an assigned device is not here. */
+/*
+ * Stage 1 of an assigned device is not here. What x-map-endpoint names is
+ * treated as one.
+ */
 static bool is_emulated(VirtIOIOMMU *s, IOMMUDevice *sdev)
 {
     HostIOMMUDevice *hiod;
     GHashTableIter iter;
 
+    if (PCI_BUILD_BDF(pci_bus_num(sdev->bus), sdev->devfn) == s->map_endpoint) {
+        return false;
+    }
     if (sdev->iommu_mr.iommu_notify_flags & IOMMU_NOTIFIER_MAP) {
         return false;
     }
