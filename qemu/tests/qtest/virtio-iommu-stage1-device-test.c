@@ -681,6 +681,26 @@ static void test_identity_access(void)
     stop(v);
 }
 
+/* What x-map-endpoint names is treated like a device of the host. */
+static void test_map_endpoint(void)
+{
+    g_autofree char *iommu = g_strdup_printf(
+        IOMMU_JSON JSON_STAGE1 ",\"x-map-endpoint\":%u"
+        JSON_REGIONS("\"0x8000000:0x80fffff:32\"") JSON_END, EP_EDU);
+    Fixture *f = start(iommu, true);
+    Region r[4];
+    int formats;
+
+    g_assert_cmpint(probe(f, r, ARRAY_SIZE(r), &formats), ==, 1);
+    g_assert_cmpint(formats, ==, 0);
+    g_assert_cmpuint(attach_table(f, new_root(f), EP_EDU), ==,
+                     VIRTIO_IOMMU_S_UNSUPP);
+    assert_ok(attach(f, OTHER, EP_EDU, 0));
+    assert_ok(map(f, OTHER, WINDOW, WINDOW + 0xfff, PAGE_A));
+    g_assert(writes_to(f, WINDOW, PAGE_A));
+    stop(f);
+}
+
 /* Tests: bounded work */
 
 /* Make @nr INVALIDATE requests with 256 descriptors available, without kick */
@@ -1217,6 +1237,7 @@ int main(int argc, char **argv)
     DEVICE_TEST("identity/options", test_identity_options);
     DEVICE_TEST("identity/attach", test_identity_attach);
     DEVICE_TEST("identity/access", test_identity_access);
+    DEVICE_TEST("map-endpoint", test_map_endpoint);
     DEVICE_TEST("turns/limit", test_turns);
     DEVICE_TEST("turns/stopped", test_stopped);
     DEVICE_TEST("turns/reset", test_reset_between_turns);
