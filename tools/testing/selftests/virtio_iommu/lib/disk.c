@@ -23,7 +23,8 @@
 /* A process's part of the drive has this many slots; one transfer stays in one. */
 #define SLOTS		24
 #define SLOT_SIZE	(256UL << 10)
-#define PAGE		4096UL
+/* What comes before the workers in the memory that they share: load::stop */
+#define STOP_SIZE	64UL
 
 int disk_find(struct disk *disk, const char *serial)
 {
@@ -97,6 +98,7 @@ struct work {
 	unsigned int index;
 	int fd;
 	char *buf;
+	size_t page;
 	__u64 random;
 	struct slot slot[SLOTS];
 };
@@ -156,8 +158,8 @@ static bool reopen(struct work *work)
 /* Buffers begin anywhere in a page, as far as the drive lets them. */
 static char *place(struct work *work)
 {
-	return work->buf + next_random(&work->random) % (PAGE / DISK_SECTOR) *
-	       DISK_SECTOR;
+	return work->buf + next_random(&work->random) %
+	       (work->page / DISK_SECTOR) * DISK_SECTOR;
 }
 
 static off_t where(struct work *work, unsigned int slot)
@@ -210,12 +212,13 @@ static void __noreturn work_loop(struct load *load, unsigned int index)
 		.out = &load->worker[index],
 		.index = index,
 		.fd = -1,
+		.page = sysconf(_SC_PAGESIZE),
 		.random = index + 1,
 	};
 	unsigned int n;
 	bool done;
 
-	work.buf = mmap(NULL, SLOT_SIZE + PAGE, PROT_READ | PROT_WRITE,
+	work.buf = mmap(NULL, SLOT_SIZE + work.page, PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (work.buf == MAP_FAILED)
 		give_up(&work, "no memory", 0, 0);
@@ -249,7 +252,7 @@ static void __noreturn work_loop(struct load *load, unsigned int index)
 int load_start(struct load *load, const struct disk *disk, unsigned int nr,
 	       bool vanishes)
 {
-	size_t size = PAGE + nr * sizeof(*load->worker);
+	size_t size = STOP_SIZE + nr * sizeof(*load->worker);
 	void *shared;
 	unsigned int i;
 
@@ -263,7 +266,7 @@ int load_start(struct load *load, const struct disk *disk, unsigned int nr,
 		.disk = *disk,
 		.vanishes = vanishes,
 		.stop = shared,
-		.worker = shared + PAGE,
+		.worker = shared + STOP_SIZE,
 	};
 	fflush(NULL);
 	for (i = 0; i < nr; i++) {
@@ -348,7 +351,7 @@ int load_stop(struct load *load)
 		if (load->worker[i].why[0])
 			fprintf(stderr, "# %s\n", load->worker[i].why);
 	}
-	munmap(load->stop, PAGE + load->nr * sizeof(*load->worker));
+	munmap(load->stop, STOP_SIZE + load->nr * sizeof(*load->worker));
 	load->nr = 0;
 	return ret;
 }

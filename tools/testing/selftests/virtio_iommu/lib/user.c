@@ -19,12 +19,14 @@
 
 static int find_edu(char *name, size_t size)
 {
+	const char *wanted = getenv("GUEST_EDU");
 	struct dirent **list;
 	int i, nr, ret = -ENODEV;
 
 	nr = scandir(SYSFS_PCI, &list, NULL, alphasort);
 	for (i = 0; i < nr; i++) {
-		if (ret && edu_is(list[i]->d_name)) {
+		if (ret && edu_is(list[i]->d_name) &&
+		    (!wanted || !strcmp(wanted, list[i]->d_name))) {
 			snprintf(name, size, "%.15s", list[i]->d_name);
 			ret = 0;
 		}
