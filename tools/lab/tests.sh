@@ -10,14 +10,14 @@ check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkp
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
 	iommufd_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 guest_kunit guest_kunit_arm64 demo demo_drop bench splats)
+	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels demo demo_drop bench splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 guest_kunit guest_kunit_arm64 peers peers_arm64)
-long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_splats peers peers_arm64
-	guest_long guest_long_arm64)
+	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_granules guest_groups peers peers_arm64)
+long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_granules guest_groups
+	guest_splats peers peers_arm64 guest_long guest_long_arm64)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -335,7 +335,7 @@ check_trees() {
 }
 
 check_guest_trees() {
-	build_trees guest-debug guest-debug-arm64
+	build_trees guest-debug guest-debug-arm64 guest-16k-arm64 guest-64k-arm64
 }
 
 build_trees() {
@@ -572,21 +572,33 @@ check_fail_nth() {
 
 # --- guests ---
 
-# guest STAGE ARCH OPTIONS...: the endpoints of a guest work, with strict and with lazy invalidation;
-# it may reboot
+# What the endpoints of a guest have, when nothing else is asked for
+declare -A guest_formats=([x86]="x86-64 4 48" [arm64]="arm64 4 48")
+
+# guest_works STAGE ARCH TABLES OPTIONS...: the endpoints of a guest have these tables and work, with strict
+# and with lazy invalidation
+guest_works() {
+	local stage=$1 arch=$2 formats="guest_formats $3" rc=0
+	shift 3
+
+	vm_programs "$stage-strict" --guest "$arch" --append iommu.strict=1 "$@" -- "$formats" guest_storage \
+		guest_network guest_vfio guest_tables || rc=$?
+	vm_programs "$stage-lazy" --guest "$arch" --append iommu.strict=0 "$@" -- "$formats" guest_storage \
+		guest_network guest_tables guest_hotplug guest_stress || rc=$?
+	return "$rc"
+}
+
+# guest STAGE ARCH OPTIONS...: and it may reboot
 guest() {
 	local stage=$1 arch=$2 rc=0
 	shift 2
 
-	vm_programs "$stage-strict" --guest "$arch" --append iommu.strict=1 "$@" -- guest_storage guest_network guest_vfio \
-		guest_tables || rc=$?
-	vm_programs "$stage-lazy" --guest "$arch" --append iommu.strict=0 "$@" -- guest_storage guest_network \
-		guest_tables guest_hotplug guest_stress || rc=$?
+	guest_works "$stage" "$arch" "${guest_formats[$arch]}" "$@" || rc=$?
 	vm_programs "$stage-reboot" --guest "$arch" --reboots "$@" -- "guest_reboot reboot kexec" || rc=$?
 	return "$rc"
 }
 
-guest_logs=(guest{,-arm64}-{strict,lazy,reboot} guest-kunit{,-arm64})
+guest_logs=(guest{,-arm64}-{strict,lazy,reboot} guest-kunit{,-arm64} guest-levels)
 
 check_guest() {
 	guest guest x86 --timeout 300
@@ -629,8 +641,39 @@ check_guest_debug_arm64() {
 }
 
 guest_debug() {
-	vm_programs "$1" --guest "$2" --kernel debug --mem 1G --leaks --append iommu.strict=0 --timeout 1200 -- \
-		guest_storage guest_network guest_vfio guest_hotplug guest_stress
+	guest "$@" --kernel debug --mem 1G --leaks --timeout 1200
+}
+
+# Tables of 5 levels. The DMA API takes addresses from their upper end, which no table of 4 reaches.
+check_guest_levels() {
+	vm_programs guest-levels --guest x86 --append "iommu.strict=1 iommu.forcedac=1 viommu_stage1.five_level=1" \
+		--timeout 300 -- "guest_formats x86-64 4 57" guest_storage guest_vfio
+}
+
+# Kernels with larger pages, whose tables have granules as large.
+check_guest_granules() {
+	local granule rc=0
+
+	for granule in 16 64; do
+		guest_works "guest-granules-$granule" arm64 "arm64 $granule 48" --kernel "${granule}k" --timeout 600 || rc=$?
+	done
+	return "$rc"
+}
+
+# Functions of one device, in one group, and the IOMMU offers no tables for one of them: they share a domain,
+# which has none then.
+check_guest_groups() {
+	local edu=edu,dma_mask=0xffffffffffff,bus=pcie.0 at=1e function rc=0
+
+	for function in 0 1; do
+		vm_programs "guest-groups-$function" --guest x86 --edu 0 --append iommu.strict=1 \
+			--viommu "x-map-endpoint=$((0x$at << 3 | function))" --timeout 300 \
+			--qemu-arg -device --qemu-arg "$edu,addr=$at.0,multifunction=on" \
+			--qemu-arg -device --qemu-arg "$edu,addr=$at.1" \
+			--env "GUEST_EDU=0000:00:$at.$((1 - function))" -- \
+			"guest_formats ${guest_formats[x86]} 0000:00:$at.0 0000:00:$at.1" guest_vfio || rc=$?
+	done
+	return "$rc"
 }
 
 # Who knows nothing of stage 1: Debian's kernels on our QEMU, our kernel on Debian's QEMU.
@@ -672,13 +715,16 @@ check_splats() {
 	done
 }
 
+guest_long_logs=(guest-debug{,-arm64}-{strict,lazy,reboot} guest-granules-{16,64}-{strict,lazy}
+	guest-groups-{0,1})
+
 # That real ones are seen is for the stage splats to show.
 check_guest_splats() {
-	local stage
+	local log
 
-	tap_plan 2
-	for stage in guest-debug guest-debug-arm64; do
-		tap_run "no splat in $stage" "$lab/splat" "$results/$stage.console"
+	tap_plan ${#guest_long_logs[@]}
+	for log in "${guest_long_logs[@]}"; do
+		tap_run "no splat in $log" "$lab/splat" "$results/$log.console"
 	done
 }
 
