@@ -10,14 +10,14 @@ check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkp
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
 	iommufd_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels demo demo_drop bench splats)
+	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups demo demo_drop bench splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_granules guest_groups peers peers_arm64)
-long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_granules guest_groups
-	guest_splats peers peers_arm64 guest_long guest_long_arm64)
+	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups guest_granules peers peers_arm64)
+long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_granules guest_splats
+	peers peers_arm64 guest_long guest_long_arm64)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -598,7 +598,7 @@ guest() {
 	return "$rc"
 }
 
-guest_logs=(guest{,-arm64}-{strict,lazy,reboot} guest-kunit{,-arm64} guest-levels)
+guest_logs=(guest{,-arm64}-{strict,lazy,reboot} guest-kunit{,-arm64} guest-levels guest-groups-{0,1})
 
 check_guest() {
 	guest guest x86 --timeout 300
@@ -715,8 +715,7 @@ check_splats() {
 	done
 }
 
-guest_long_logs=(guest-debug{,-arm64}-{strict,lazy,reboot} guest-granules-{16,64}-{strict,lazy}
-	guest-groups-{0,1})
+guest_long_logs=(guest-debug{,-arm64}-{strict,lazy,reboot} guest-granules-{16,64}-{strict,lazy})
 
 # That real ones are seen is for the stage splats to show.
 check_guest_splats() {

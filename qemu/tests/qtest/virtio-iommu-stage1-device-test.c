@@ -687,18 +687,18 @@ static void test_map_endpoint(void)
     g_autofree char *iommu = g_strdup_printf(
         IOMMU_JSON JSON_STAGE1 ",\"x-map-endpoint\":%u"
         JSON_REGIONS("\"0x8000000:0x80fffff:32\"") JSON_END, EP_EDU);
-    Fixture *f = start(iommu, true);
+    VIOMMU *v = start(iommu, true);
     Region r[4];
     int formats;
 
-    g_assert_cmpint(probe(f, r, ARRAY_SIZE(r), &formats), ==, 1);
+    g_assert_cmpint(probe(v, r, ARRAY_SIZE(r), &formats), ==, 1);
     g_assert_cmpint(formats, ==, 0);
-    g_assert_cmpuint(attach_table(f, new_root(f), EP_EDU), ==,
+    g_assert_cmpuint(attach_table(v, new_root(v), EP_EDU), ==,
                      VIRTIO_IOMMU_S_UNSUPP);
-    assert_ok(attach(f, OTHER, EP_EDU, 0));
-    assert_ok(map(f, OTHER, WINDOW, WINDOW + 0xfff, PAGE_A));
-    g_assert(writes_to(f, WINDOW, PAGE_A));
-    stop(f);
+    assert_ok(viommu_attach(v, OTHER, EP_EDU, 0));
+    assert_ok(map(v, OTHER, WINDOW, WINDOW + 0xfff, PAGE_A));
+    g_assert(writes_to(v, WINDOW, PAGE_A));
+    stop(v);
 }
 
 /* Tests: bounded work */
