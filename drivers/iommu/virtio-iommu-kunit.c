@@ -1012,6 +1012,8 @@ static int domain_init(struct kunit *test)
 	fake->s1.send_req = fake_send_req;
 	fake->s1.nr_queues = 1;
 	fake->s1.queues = &fake->q;
+	mutex_init(&fake->s1.endpoints_lock);
+	INIT_LIST_HEAD(&fake->s1.endpoints);
 	fake->viommu.s1 = &fake->s1;
 	fake->viommu.dev = dev;
 	ida_init(&fake->viommu.domain_ids);
@@ -1021,6 +1023,7 @@ static int domain_init(struct kunit *test)
 	fake->endpoint.viommu = &fake->viommu;
 	fake->endpoint.dev = dev;
 	fake->endpoint.s1.format = format_here;
+	list_add(&fake->endpoint.s1.node, &fake->s1.endpoints);
 	ret = viommu_s1_choose(&format_here, &needs, &fake->endpoint.s1.config);
 	if (ret)
 		return ret;
