@@ -2785,6 +2785,7 @@ TEST_F(vi, debugfs)
 	page(&self->req, id, 1);
 	ASSERT_EQ(0, mock_fail(self->host.fd, self->viommu, 0, 1, 0, 0, EIO));
 	SUBMIT(S_DEVERR, 0);
+	QUEUE_WORKS(1);
 	break_ring(self, &self->vq[0], 0);
 	vq_kick(&self->vq[0]);
 	QUEUE_ERROR();

@@ -154,7 +154,8 @@ int main(int argc, char **argv)
 	fd = open(FILE_NAME, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return fail(FILE_NAME, -errno);
-	printf("granule threads     map/ns   unmap/ns      pairs    pair/ns   requests      descs\n");
+	printf("%7s %7s %10s %10s %10s %10s %10s %10s\n", "granule", "threads",
+	       "map/ns", "unmap/ns", "pairs", "pair/ns", "requests", "descs");
 	for (g = granules; g && !ret; g = strchr(g, ',') ? strchr(g, ',') + 1 : NULL)
 		for (t = threads; t && !ret; t = strchr(t, ',') ? strchr(t, ',') + 1 : NULL)
 			ret = measure(fd, atoi(g), atoi(t), seconds);

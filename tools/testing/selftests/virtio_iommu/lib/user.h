@@ -28,7 +28,8 @@ struct user {
 
 /*
  * Takes an edu, the first one if GUEST_EDU in the environment, a PCI address, does
- * not say which, and lets it reach nothing. Says what is wrong when it fails; what was opened is closed when the program ends.
+ * not say which, and lets it reach nothing. Says what is wrong when it fails; what
+ * was opened is closed when the program ends.
  */
 int user_open(struct user *user);
 void user_close(struct user *user);
