@@ -19,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -28,6 +27,7 @@
 #include <sys/wait.h>
 
 #include "../kselftest_harness.h"
+#include "lib/ioctl.h"
 #include "lib/mock.h"
 #include "lib/vhost_iommu.h"
 
@@ -56,13 +56,6 @@
 #define S_DEVERR	VIRTIO_IOMMU_S_DEVERR
 
 #define LEAF		VIRTIO_IOMMU_INV_F_LEAF
-
-static int xioctl(int fd, unsigned long cmd, const void *arg)
-{
-	int rc = ioctl(fd, cmd, arg);
-
-	return rc < 0 ? -errno : rc;
-}
 
 FIXTURE(vi)
 {
