@@ -373,7 +373,7 @@ static void viommu_s1_off_the_bus(struct viommu_endpoint *vdev)
 	u16 command = 0;
 
 	if (xchg(&pdev->error_state, pci_channel_io_perm_failure) !=
-	    pci_channel_io_perm_failure)
+	    pci_channel_io_perm_failure && !READ_ONCE(vdev->viommu->s1->down))
 		dev_crit(vdev->dev,
 			 "cannot be isolated any more: DMA turned off for good\n");
 
@@ -393,15 +393,17 @@ static void viommu_s1_off_the_bus(struct viommu_endpoint *vdev)
  */
 static bool viommu_s1_stop(struct viommu_s1_domain *s1_domain)
 {
+	struct viommu_s1_dev *s1 = s1_domain->viommu->s1;
 	struct viommu_s1_attachment *attachment;
 
 	guard(spinlock_irqsave)(&s1_domain->lock);
 
 	if (!s1_domain->dead) {
-		dev_err(s1_domain->viommu->dev,
-			"domain %u: invalidation failed, blocking its endpoints\n",
-			s1_domain->id);
-		atomic_inc(&s1_domain->viommu->s1->stopped_domains);
+		if (!READ_ONCE(s1->down))
+			dev_err(s1_domain->viommu->dev,
+				"domain %u: invalidation failed, blocking its endpoints\n",
+				s1_domain->id);
+		atomic_inc(&s1->stopped_domains);
 		s1_domain->dead = true;
 		list_for_each_entry(attachment, &s1_domain->attachments, node)
 			attachment->blocked = !viommu_s1_block(attachment->vdev);
@@ -1205,6 +1207,20 @@ int viommu_s1_start(struct viommu_dev *viommu, struct virtqueue **vqs)
 	return 0;
 }
 EXPORT_SYMBOL_GPL(viommu_s1_start);
+
+/**
+ * viommu_s1_shutdown() - prepare for a reset of the device at shutdown
+ * @viommu: the device
+ *
+ * Its endpoints have been shut down, and a flush queue may still want
+ * invalidations for them. From now on these fail without a word.
+ */
+void viommu_s1_shutdown(struct viommu_dev *viommu)
+{
+	if (viommu->s1)
+		WRITE_ONCE(viommu->s1->down, true);
+}
+EXPORT_SYMBOL_GPL(viommu_s1_shutdown);
 
 /**
  * viommu_s1_remove() - undo viommu_s1_start()

@@ -306,6 +306,7 @@ struct viommu_s1_dev {
 	struct mutex			endpoints_lock;	/* protects endpoints */
 	struct list_head		endpoints;
 	struct dentry			*debugfs;
+	bool				down;	/* after viommu_s1_shutdown() */
 };
 
 #if IS_ENABLED(CONFIG_VIRTIO_IOMMU_STAGE1)
@@ -345,6 +346,7 @@ void viommu_s1_validate(struct virtio_device *vdev);
 int viommu_s1_init(struct viommu_dev *viommu, viommu_send_req_fn send_req);
 unsigned int viommu_s1_nr_vqs(struct viommu_dev *viommu);
 int viommu_s1_start(struct viommu_dev *viommu, struct virtqueue **vqs);
+void viommu_s1_shutdown(struct viommu_dev *viommu);
 void viommu_s1_remove(struct viommu_dev *viommu);
 
 void viommu_s1_endpoint_init(struct viommu_endpoint *vdev);
@@ -380,6 +382,10 @@ static inline int viommu_s1_start(struct viommu_dev *viommu,
 				  struct virtqueue **vqs)
 {
 	return 0;
+}
+
+static inline void viommu_s1_shutdown(struct viommu_dev *viommu)
+{
 }
 
 static inline void viommu_s1_remove(struct viommu_dev *viommu)

@@ -6,8 +6,10 @@
  * guest_reboot STEP...
  *
  * A STEP is "reboot" or "kexec", which starts the kernel and the initial RAM disk
- * of /lab/kexec. The program must run at each start; how far it is it keeps in the
- * last sector of the drive. All starts together print one KTAP document.
+ * of /lab/kexec. That kernel writes to all its memory before it finds any device,
+ * so that one which still works on old tables is noticed. The program must run at
+ * each start; how far it is it keeps in the last sector of the drive. All starts
+ * together print one KTAP document.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -62,14 +64,18 @@ static int start_kernel(void)
 {
 	int kernel = open("/lab/kexec/kernel", O_RDONLY | O_CLOEXEC);
 	int initrd = open("/lab/kexec/initrd", O_RDONLY | O_CLOEXEC);
+	static const char memtest[] = " memtest=1";
 	char cmdline[2048];
 	int ret;
 
 	if (kernel < 0 || initrd < 0)
 		return -errno;
-	ret = read_file("/proc/cmdline", cmdline, sizeof(cmdline));
+	ret = read_file("/proc/cmdline", cmdline,
+			sizeof(cmdline) - strlen(memtest));
 	if (ret)
 		return ret;
+	if (!strstr(cmdline, memtest))
+		strcat(cmdline, memtest);
 	if (syscall(SYS_kexec_file_load, kernel, initrd, strlen(cmdline) + 1,
 		    cmdline, 0L))
 		return -errno;
