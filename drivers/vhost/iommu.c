@@ -3,15 +3,18 @@
  * vhost-iommu: serve the invalidation queues of a virtio-iommu device
  *
  * A guest that owns its stage-1 I/O page tables says "domain D, addresses a to
- * b changed" on a virtqueue. The worker of that queue looks up where D is
+ * b changed" on a virtqueue. Whoever serves that queue looks up where D is
  * attached, which the VMM has told by ioctl, and has iommufd flush the nested
  * HWPTs or vIOMMUs behind it. See include/uapi/linux/virtio_iommu_stage1.h for
  * the requests and include/uapi/linux/vhost_iommu.h for the ioctls; clause
  * identifiers ([INV-D-n]) are those of the specification.
  *
+ * A queue is served in turns: by its worker, or by the thread that kicked,
+ * before it returns to user space or to its guest ("inline").
+ *
  * The guest is hostile. A request is copied from guest memory once, then
  * checked, then used. Nothing a guest writes is logged, allocates memory, or
- * keeps a worker longer than VHOST_IOMMU_BUDGET descriptors per turn.
+ * makes a turn longer than its budget and one request.
  *
  * Lock order:
  *
@@ -24,18 +27,28 @@
  * Binding takes bind_rwsem for write with vhost_dev::mutex held, never with a
  * virtqueue's mutex. Because a flush holds bind_rwsem for read from the lookup
  * to the completion, an unbind returns only when no flush uses the target.
+ *
+ * An inline turn begins at vhost_virtqueue::mutex as well. A thread on its way
+ * out of the kernel holds no lock then, or KVM's mutex of its virtual CPU,
+ * which none of these is held to wait for.
  */
 #include <linux/debugfs.h>
 #include <linux/file.h>
 #include <linux/idr.h>
 #include <linux/iommufd.h>
 #include <linux/iommufd_inval.h>
+#include <linux/kref.h>
+#include <linux/ktime.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/rcupdate.h>
 #include <linux/rwsem.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
+#include <linux/task_work.h>
 #include <linux/uio.h>
 #include <linux/vhost.h>
 #include <linux/virtio_iommu.h>
@@ -48,8 +61,17 @@
 #define CREATE_TRACE_POINTS
 #include <trace/events/vhost_iommu.h>
 
-/* Descriptors that one turn of a queue may serve; a request counts as one more. */
+/*
+ * What one turn of a queue may cost. A request costs one, and one for each
+ * descriptor that is read and for each entry that an IOMMU is given.
+ */
 #define VHOST_IOMMU_BUDGET		1024
+
+/* The same for a thread that has something else to do. */
+#define VHOST_IOMMU_BUDGET_INLINE	128
+
+/* What a turn is charged when the worker has polled, which is time, too. */
+#define VHOST_IOMMU_COST_POLL		32
 
 /* Ranges of one domain in one request that are flushed one by one. */
 #define VHOST_IOMMU_RANGES_MAX		64
@@ -138,12 +160,37 @@ struct vhost_iommu_item {
 };
 
 /**
+ * struct vhost_iommu_req - Device-readable part of a request
+ * @pad: has the descriptors aligned
+ * @head: head of the request
+ * @descs: descriptors
+ */
+struct vhost_iommu_req {
+	__le32 pad;
+	struct virtio_iommu_req_invalidate head;
+	struct virtio_iommu_inv_desc descs[VHOST_IOMMU_INV_DESCS_MAX];
+};
+
+static_assert(offsetof(struct vhost_iommu_req, descs) ==
+	      offsetofend(struct vhost_iommu_req, head));
+
+/* What a guest may send, and more that would be refused, is read at once. */
+#define VHOST_IOMMU_REQ_MAX	(sizeof(struct vhost_iommu_req) - \
+				 offsetof(struct vhost_iommu_req, head))
+
+/**
  * struct vhost_iommu_vq - An invalidation queue with room for one request
  * @vq: the vhost virtqueue; its mutex protects the rest
  * @index: number of the queue
- * @requests: requests that were answered
+ * @work: inline turn, when @work_queued
+ * @work_queued: bit 0: @work is some thread's; atomic
+ * @backlog: the last turn has left requests to the worker; read without lock
+ * @idle_since: end of the last turn, for busy polling; read without lock
+ * @by: who serves this turn, one of VHOST_IOMMU_BY_*
+ * @cost: cost of this turn so far
+ * @requests: requests that were answered, for each VHOST_IOMMU_BY_*
  * @malformed: times that the ring was found malformed
- * @descs: descriptors as copied from the guest
+ * @req: the request as copied from the guest
  * @items: descriptors that passed all checks
  * @entries: joined ranges of one domain, as iommufd takes them
  * @buf: vendor entries
@@ -151,9 +198,15 @@ struct vhost_iommu_item {
 struct vhost_iommu_vq {
 	struct vhost_virtqueue vq;
 	unsigned int index;
-	u64 requests;
+	struct callback_head work;
+	unsigned long work_queued;
+	bool backlog;
+	ktime_t idle_since;
+	unsigned int by;
+	unsigned int cost;
+	u64 requests[VHOST_IOMMU_BY_NR];
 	u64 malformed;
-	struct virtio_iommu_inv_desc descs[VHOST_IOMMU_INV_DESCS_MAX];
+	struct vhost_iommu_req req;
 	struct vhost_iommu_item items[VHOST_IOMMU_INV_DESCS_MAX];
 	struct iommu_inval_generic entries[VHOST_IOMMU_RANGES_MAX];
 	struct iommufd_inval_buf buf;
@@ -162,6 +215,7 @@ struct vhost_iommu_vq {
 /**
  * struct vhost_iommu - An open /dev/vhost-iommu
  * @dev: the vhost device
+ * @refs: one for the file and one for each inline turn that is queued or runs
  * @vqs: invalidation queues
  * @bind_rwsem: protects @domains and all below; see the lock order
  * @domains: struct vhost_iommu_domain by domain ID
@@ -169,11 +223,13 @@ struct vhost_iommu_vq {
  * @nr_endpoints: endpoints of all targets, up to VHOST_IOMMU_ENDPOINTS_MAX
  * @iommufd: file whose objects are bound, or NULL; under vhost_dev::mutex
  * @max_inv_descs: most descriptors in a request; changes only while stopped
+ * @mode: one of enum vhost_iommu_mode; under vhost_dev::mutex, read without it
  * @id: number of this instance in tracepoints and debugfs
  * @debugfs: directory of this instance
  */
 struct vhost_iommu {
 	struct vhost_dev dev;
+	struct kref refs;
 	struct vhost_iommu_vq *vqs[VHOST_IOMMU_VQ_MAX];
 	struct rw_semaphore bind_rwsem;
 	struct xarray domains;
@@ -181,6 +237,7 @@ struct vhost_iommu {
 	unsigned int nr_endpoints;
 	struct file *iommufd;
 	unsigned int max_inv_descs;
+	unsigned int mode;
 	int id;
 	struct dentry *debugfs;
 };
@@ -210,6 +267,7 @@ static int flush_entries(struct vhost_iommu_vq *q,
 	u32 done;
 	int rc;
 
+	q->cost += nr;
 	rc = iommufd_inval_flush(tgt->inval, q->entries, nr, &q->buf, &done);
 	if (!rc && done != nr)
 		rc = -EIO;
@@ -463,7 +521,8 @@ static u8 serve_descs(struct vhost_iommu_vq *q, unsigned int nr, u32 *done)
 
 	down_read(&vi->bind_rwsem);
 	for (i = 0; i < nr; i++) {
-		status = check_desc(vi, &q->descs[i], &q->items[i]);
+		status = check_desc(vi, &q->req.descs[i],
+				    &q->items[i]);
 		if (status != VIRTIO_IOMMU_S_OK)
 			break;
 		q->items[i].index = i;
@@ -475,74 +534,95 @@ static u8 serve_descs(struct vhost_iommu_vq *q, unsigned int nr, u32 *done)
 }
 
 /* For whoever wants to see what a guest has sent, byte for byte. */
-static void trace_request(struct vhost_iommu_vq *q,
-			  const struct virtio_iommu_req_invalidate *head,
-			  unsigned int nr)
+static void trace_request(struct vhost_iommu_vq *q, unsigned int nr)
 {
-	unsigned int dev = to_vhost_iommu(q)->id, off = sizeof(*head), i;
+	const struct vhost_iommu_req *req = &q->req;
+	unsigned int dev = to_vhost_iommu(q)->id, off = sizeof(req->head), i;
 
 	if (!trace_vhost_iommu_take_enabled())
 		return;
-	trace_vhost_iommu_take(dev, q->index, 0, head, sizeof(*head));
-	for (i = 0; i < nr; i++, off += sizeof(q->descs[i]))
-		trace_vhost_iommu_take(dev, q->index, off, &q->descs[i],
-				       sizeof(q->descs[i]));
+	trace_vhost_iommu_take(dev, q->index, 0, &req->head, sizeof(req->head));
+	for (i = 0; i < nr; i++, off += sizeof(req->descs[i]))
+		trace_vhost_iommu_take(dev, q->index, off, &req->descs[i],
+				       sizeof(req->descs[i]));
+}
+
+/* A request that is not cut into pieces is copied without the iterator. */
+static bool copy_in(void *to, size_t len, const struct iovec *iov,
+		    unsigned int nr)
+{
+	struct iov_iter iter;
+
+	if (likely(iov->iov_len >= len))
+		return !copy_from_user(to, iov->iov_base, len);
+	iov_iter_init(&iter, ITER_SOURCE, iov, nr, len);
+	return copy_from_iter_full(to, len, &iter);
+}
+
+/*
+ * done comes first, the request tail (the status) last [INV-D-9]; what may be
+ * between them is zero.
+ */
+static bool copy_answer(const struct virtio_iommu_inv_tail *tail, size_t len,
+			const struct iovec *iov, unsigned int nr)
+{
+	const size_t status = offsetof(typeof(*tail), status);
+	u8 answer[VHOST_IOMMU_TAIL_MAX] = {};
+	struct iov_iter iter;
+
+	if (likely(len == sizeof(*tail) && iov->iov_len >= len))
+		return !copy_to_user(iov->iov_base, tail, len);
+	memcpy(answer, tail, status);
+	memcpy(answer + len - (sizeof(*tail) - status), &tail->status,
+	       sizeof(*tail) - status);
+	iov_iter_init(&iter, ITER_DEST, iov, nr, len);
+	return copy_to_iter(answer, len, &iter) == len;
 }
 
 /*
  * Serve the request that lies in @out readable and @in writable segments of
  * vq->iov. Returns the used length, 0 if the request has no place for an answer
  * or is not ours [INV-D-7, INV-D-8], or an errno when guest memory cannot be accessed.
- * *cost is what it takes from the turn's budget.
  */
 static int serve_request(struct vhost_iommu_vq *q, unsigned int out,
-			 unsigned int in, unsigned int *cost)
+			 unsigned int in)
 {
 	struct vhost_virtqueue *vq = &q->vq;
 	struct vhost_iommu *vi = to_vhost_iommu(q);
-	struct virtio_iommu_req_invalidate head = {};
+	struct vhost_iommu_req *req = &q->req;
 	struct virtio_iommu_inv_tail tail = {};
-	u8 answer[VHOST_IOMMU_TAIL_MAX] = {};
 	size_t readable = iov_length(vq->iov, out);
 	size_t writable = iov_length(vq->iov + out, in);
-	size_t len = min(readable, sizeof(head));
-	struct iov_iter iter;
+	size_t len = min(readable, VHOST_IOMMU_REQ_MAX);
 	unsigned int nr;
 	u32 done = 0;
 
-	*cost = 1;
-	if (!readable || writable < sizeof(tail) || writable > sizeof(answer))
+	q->cost += 1 + len / sizeof(req->descs[0]);
+	if (!readable || writable < sizeof(tail) ||
+	    writable > VHOST_IOMMU_TAIL_MAX)
 		return 0;
 
-	iov_iter_init(&iter, ITER_SOURCE, vq->iov, out, readable);
-	if (!copy_from_iter_full(&head, len, &iter))
+	/* A head that is too short is one that ends in zeroes. */
+	req->head = (struct virtio_iommu_req_invalidate){};
+	if (!copy_in(&req->head, len, vq->iov, out))
 		return -EFAULT;
-	if (head.type != VIRTIO_IOMMU_T_INVALIDATE)
+	if (req->head.type != VIRTIO_IOMMU_T_INVALIDATE)
 		return 0;
 
-	nr = le16_to_cpu(head.nr);
-	if (len < sizeof(head) || head.reserved || !nr ||
-	    nr > vi->max_inv_descs ||
-	    iov_iter_count(&iter) != nr * sizeof(q->descs[0])) {
+	nr = le16_to_cpu(req->head.nr);
+	if (req->head.reserved || !nr || nr > vi->max_inv_descs ||
+	    readable != sizeof(req->head) + nr * sizeof(req->descs[0])) {
 		tail.status = VIRTIO_IOMMU_S_INVAL;
 	} else {
-		if (!copy_from_iter_full(q->descs, nr * sizeof(q->descs[0]),
-					 &iter))
-			return -EFAULT;
-		*cost += nr;
-		trace_request(q, &head, nr);
+		trace_request(q, nr);
 		tail.status = serve_descs(q, nr, &done);
 	}
 	tail.done = cpu_to_le32(done);
-	q->requests++;
-	trace_vhost_iommu_request(vi->id, q->index, nr, done, tail.status);
+	q->requests[q->by]++;
+	trace_vhost_iommu_request(vi->id, q->index, q->by, nr, done,
+				  tail.status);
 
-	/* done comes first, the request tail (the status) last [INV-D-9] */
-	memcpy(answer, &tail, offsetof(typeof(tail), status));
-	len = sizeof(tail) - offsetof(typeof(tail), status);
-	memcpy(answer + writable - len, &tail.status, len);
-	iov_iter_init(&iter, ITER_DEST, vq->iov + out, in, writable);
-	if (copy_to_iter(answer, writable, &iter) != writable)
+	if (!copy_answer(&tail, writable, vq->iov + out, in))
 		return -EFAULT;
 	return writable;
 }
@@ -556,25 +636,77 @@ static void stop_malformed(struct vhost_iommu_vq *q, int err)
 	vq_err(&q->vq, "malformed ring: %d\n", err);
 }
 
+/* Up to this long may a worker poll, whatever the VMM asks for. */
+static ktime_t poll_time(struct vhost_iommu_vq *q)
+{
+	return us_to_ktime(min(READ_ONCE(q->vq.busyloop_timeout),
+			       VHOST_IOMMU_BUSYLOOP_MAX_US));
+}
+
 /*
- * Serve a queue until it is empty or the budget is used up, in process context
- * in the address space of the VMM. Returns true when requests are left. Does
- * not depend on who calls it.
+ * Is it worthwhile to poll for the next request? Yes if polling since the last
+ * turn would have met this one, which has come by a kick. No other history is
+ * kept: a guest that goes idle costs one poll, and then nothing.
  */
-static bool serve_queue(struct vhost_iommu_vq *q, int budget)
+static bool poll_pays(struct vhost_iommu_vq *q)
+{
+	ktime_t time = poll_time(q);
+
+	return time && ktime_before(ktime_get(),
+				    ktime_add(READ_ONCE(q->idle_since), time));
+}
+
+/*
+ * Wait for a request without a kick, as long as nobody else wants this CPU, this
+ * worker or an end of it. The guest is told not to kick meanwhile. Returns true
+ * when there is one.
+ */
+static bool poll_ring(struct vhost_iommu_vq *q)
+{
+	struct vhost_virtqueue *vq = &q->vq;
+	ktime_t end = ktime_add(ktime_get(), poll_time(q));
+
+	do {
+		if (!vhost_vq_avail_empty(vq->dev, vq))
+			return true;
+		cpu_relax();
+	} while (!need_resched() && single_task_running() &&
+		 !signal_pending(current) && !vhost_vq_has_work(vq) &&
+		 ktime_before(ktime_get(), end));
+	return false;
+}
+
+static void signal_used(struct vhost_iommu_vq *q, bool *used)
+{
+	if (*used)
+		vhost_signal(q->vq.dev, &q->vq);
+	*used = false;
+}
+
+/*
+ * A turn: serve a queue until it is empty or the budget is used up, in process
+ * context in the address space of the VMM. The worker gets what is left. But
+ * for polling, it does not depend on who calls it.
+ */
+static void serve_queue(struct vhost_iommu_vq *q, unsigned int budget,
+			unsigned int by)
 {
 	struct vhost_virtqueue *vq = &q->vq;
 	struct vhost_dev *dev = vq->dev;
-	unsigned int in, out, cost;
-	bool used = false;
+	bool used = false, polls;
+	unsigned int in, out;
 	int head, len;
 
 	mutex_lock(&vq->mutex);
 	if (!vhost_vq_get_backend(vq))
 		goto out_unlock;
 
+	q->by = by;
+	q->cost = 0;
+	polls = by == VHOST_IOMMU_BY_WORKER && poll_pays(q);
+
 	vhost_disable_notify(dev, vq);
-	while (budget > 0) {
+	while (q->cost < budget) {
 		head = vhost_get_vq_desc(vq, vq->iov, ARRAY_SIZE(vq->iov),
 					 &out, &in, NULL, NULL);
 		if (head < 0) {
@@ -582,6 +714,15 @@ static bool serve_queue(struct vhost_iommu_vq *q, int budget)
 			break;
 		}
 		if (head == vq->num) {
+			signal_used(q, &used);
+			if (polls) {
+				polls = poll_ring(q);
+				if (polls) {
+					q->by = VHOST_IOMMU_BY_POLL;
+					q->cost += VHOST_IOMMU_COST_POLL;
+				}
+				continue;
+			}
 			if (unlikely(vhost_enable_notify(dev, vq))) {
 				vhost_disable_notify(dev, vq);
 				continue;
@@ -589,7 +730,7 @@ static bool serve_queue(struct vhost_iommu_vq *q, int budget)
 			break;
 		}
 
-		len = serve_request(q, out, in, &cost);
+		len = serve_request(q, out, in);
 		if (len >= 0)
 			len = vhost_add_used(vq, head, len);
 		if (len < 0) {
@@ -597,22 +738,107 @@ static bool serve_queue(struct vhost_iommu_vq *q, int budget)
 			break;
 		}
 		used = true;
-		budget -= cost;
 	}
-	if (used)
-		vhost_signal(dev, vq);
+	signal_used(q, &used);
+
+	WRITE_ONCE(q->backlog, q->cost >= budget);
+	if (q->backlog)
+		vhost_poll_queue(&vq->poll);
+	if (poll_time(q))
+		WRITE_ONCE(q->idle_since, ktime_get());
 out_unlock:
 	mutex_unlock(&vq->mutex);
-	return budget <= 0;
 }
 
+/* A turn of the worker. */
 static void handle_kick(struct vhost_work *work)
 {
 	struct vhost_virtqueue *vq =
 		container_of(work, struct vhost_virtqueue, poll.work);
 
-	if (serve_queue(to_iommu_vq(vq), VHOST_IOMMU_BUDGET))
-		vhost_poll_queue(&vq->poll);
+	serve_queue(to_iommu_vq(vq), VHOST_IOMMU_BUDGET, VHOST_IOMMU_BY_WORKER);
+}
+
+/*
+ * Inline turns
+ *
+ * The thread that kicks is in the kernel anyway, most often to come back from an
+ * exit of its guest, and the guest waits. It serves the queue itself, as task
+ * work: KVM runs that on the way back into the guest.
+ *
+ * Task work cannot be taken back, and teardown does not wait for it: the thread
+ * that tears down may have it queued itself. A turn that comes late finds no
+ * backend and gives up its reference.
+ */
+
+static void free_vhost_iommu(struct kref *refs)
+{
+	struct vhost_iommu *vi = container_of(refs, struct vhost_iommu, refs);
+	unsigned int i;
+
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++)
+		kvfree(vi->vqs[i]);
+	kfree(vi);
+	module_put(THIS_MODULE);
+}
+
+static void serve_inline(struct callback_head *work)
+{
+	struct vhost_iommu_vq *q =
+		container_of(work, struct vhost_iommu_vq, work);
+	struct vhost_iommu *vi = to_vhost_iommu(q);
+	unsigned int budget = VHOST_IOMMU_BUDGET_INLINE;
+
+	/* From here on the next kick may queue @work anew. */
+	clear_bit_unlock(0, &q->work_queued);
+
+	/* A thread that exits has no address space: all is left to the worker. */
+	if (current->mm != READ_ONCE(vi->dev.mm))
+		budget = 0;
+	serve_queue(q, budget, VHOST_IOMMU_BY_INLINE);
+	kref_put(&vi->refs, free_vhost_iommu);
+}
+
+/* Is the one who kicks a thread that can serve, and should it? */
+static bool wants_inline(struct vhost_iommu_vq *q)
+{
+	struct vhost_iommu *vi = to_vhost_iommu(q);
+	unsigned int mode = READ_ONCE(vi->mode);
+
+	if (mode == VHOST_IOMMU_MODE_WORKER || !in_task() ||
+	    current->mm != vi->dev.mm ||
+	    (current->flags & (PF_KTHREAD | PF_USER_WORKER | PF_EXITING)))
+		return false;
+	return mode == VHOST_IOMMU_MODE_INLINE ||
+	       (!READ_ONCE(q->backlog) && !poll_pays(q));
+}
+
+/*
+ * The kick eventfd was signalled. Called with the lock of its wait queue held
+ * and interrupts off, in the context of whoever has signalled.
+ */
+static int kick_wakeup(wait_queue_entry_t *wait, unsigned int mode, int sync,
+		       void *key)
+{
+	struct vhost_poll *poll = container_of(wait, struct vhost_poll, wait);
+	struct vhost_iommu_vq *q = to_iommu_vq(poll->vq);
+
+	if (!(key_to_poll(key) & poll->mask))
+		return 0;
+
+	/* Another thread's turn may begin late: the worker looks for this one. */
+	if (!wants_inline(q) || test_and_set_bit(0, &q->work_queued)) {
+		vhost_poll_queue(poll);
+		return 0;
+	}
+	if (task_work_add(current, &q->work, TWA_RESUME)) {
+		clear_bit_unlock(0, &q->work_queued);
+		vhost_poll_queue(poll);
+		return 0;
+	}
+	/* It does not begin before this function has returned. */
+	kref_get(&to_vhost_iommu(q)->refs);
+	return 0;
 }
 
 /*
@@ -980,6 +1206,19 @@ static int set_config(struct vhost_iommu *vi,
 	return 0;
 }
 
+static int set_mode(struct vhost_iommu *vi, unsigned int mode)
+{
+	switch (mode) {
+	case VHOST_IOMMU_MODE_AUTO:
+	case VHOST_IOMMU_MODE_WORKER:
+	case VHOST_IOMMU_MODE_INLINE:
+		WRITE_ONCE(vi->mode, mode);
+		return 0;
+	default:
+		return -EINVAL;
+	}
+}
+
 static int set_features(struct vhost_iommu *vi, u64 features)
 {
 	unsigned int i;
@@ -1039,6 +1278,7 @@ static long vhost_iommu_own_ioctl(struct vhost_iommu *vi, unsigned int ioctl,
 		struct vhost_iommu_config config;
 	} cmd;
 	int arg, rc;
+	u32 mode;
 
 	switch (ioctl) {
 	case VHOST_IOMMU_BIND_TARGET:
@@ -1072,6 +1312,13 @@ static long vhost_iommu_own_ioctl(struct vhost_iommu *vi, unsigned int ioctl,
 		if (ioctl == VHOST_IOMMU_SET_IOMMUFD)
 			return set_iommufd(vi, arg);
 		return set_running(vi, arg);
+	case VHOST_IOMMU_SET_MODE:
+		if (get_user(mode, (u32 __user *)argp))
+			return -EFAULT;
+		return set_mode(vi, mode);
+	case VHOST_IOMMU_GET_MODE:
+		mode = vi->mode;
+		return put_user(mode, (u32 __user *)argp);
 	default:
 		return -ENOIOCTLCMD;
 	}
@@ -1106,6 +1353,8 @@ static long vhost_iommu_ioctl(struct file *filp, unsigned int ioctl,
 	case VHOST_IOMMU_DEL_ENDPOINT:
 	case VHOST_IOMMU_SET_CONFIG:
 	case VHOST_IOMMU_SET_RUNNING:
+	case VHOST_IOMMU_SET_MODE:
+	case VHOST_IOMMU_GET_MODE:
 		rc = vhost_dev_check_owner(&vi->dev);
 		if (!rc)
 			rc = vhost_iommu_own_ioctl(vi, ioctl, argp);
@@ -1169,11 +1418,14 @@ static int queues_show(struct seq_file *m, void *unused)
 
 		mutex_lock(&q->vq.mutex);
 		if (q->vq.kick)
-			seq_printf(m, "queue %u %s requests %llu malformed %llu\n",
+			seq_printf(m, "queue %u %s worker %llu inline %llu polled %llu malformed %llu\n",
 				   i,
 				   vhost_vq_get_backend(&q->vq) ? "running" :
 								  "stopped",
-				   q->requests, q->malformed);
+				   q->requests[VHOST_IOMMU_BY_WORKER],
+				   q->requests[VHOST_IOMMU_BY_INLINE],
+				   q->requests[VHOST_IOMMU_BY_POLL],
+				   q->malformed);
 		mutex_unlock(&q->vq.mutex);
 	}
 	return 0;
@@ -1190,15 +1442,6 @@ static void create_debugfs(struct vhost_iommu *vi)
 	debugfs_create_file("queues", 0400, vi->debugfs, vi, &queues_fops);
 }
 
-static void free_vhost_iommu(struct vhost_iommu *vi)
-{
-	unsigned int i;
-
-	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++)
-		kvfree(vi->vqs[i]);
-	kfree(vi);
-}
-
 static int vhost_iommu_open(struct inode *inode, struct file *filp)
 {
 	struct vhost_virtqueue **vqs;
@@ -1208,12 +1451,16 @@ static int vhost_iommu_open(struct inode *inode, struct file *filp)
 	vi = kzalloc_obj(*vi, GFP_KERNEL_ACCOUNT);
 	if (!vi)
 		return -ENOMEM;
+	kref_init(&vi->refs);
+	/* The last reference may outlive the file. */
+	__module_get(THIS_MODULE);
 	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++) {
 		vi->vqs[i] = kvzalloc_obj(*vi->vqs[i], GFP_KERNEL_ACCOUNT);
 		if (!vi->vqs[i])
 			goto err_free;
 		vi->vqs[i]->index = i;
 		vi->vqs[i]->vq.handle_kick = handle_kick;
+		init_task_work(&vi->vqs[i]->work, serve_inline);
 	}
 	vqs = kmalloc_objs(*vqs, VHOST_IOMMU_VQ_MAX);
 	if (!vqs)
@@ -1230,6 +1477,9 @@ static int vhost_iommu_open(struct inode *inode, struct file *filp)
 	/* serve_queue() bounds its turns itself: the weights are not used. */
 	vhost_dev_init(&vi->dev, vqs, VHOST_IOMMU_VQ_MAX, UIO_MAXIOV, 0, 0,
 		       true, NULL);
+	/* In place of vhost's own function, which wakes the worker always. */
+	for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++)
+		init_waitqueue_func_entry(&vqs[i]->poll.wait, kick_wakeup);
 	create_debugfs(vi);
 
 	filp->private_data = vi;
@@ -1238,7 +1488,7 @@ static int vhost_iommu_open(struct inode *inode, struct file *filp)
 err_free_vqs:
 	kfree(vqs);
 err_free:
-	free_vhost_iommu(vi);
+	kref_put(&vi->refs, free_vhost_iommu);
 	return -ENOMEM;
 }
 
@@ -1255,7 +1505,7 @@ static int vhost_iommu_release(struct inode *inode, struct file *filp)
 	vhost_dev_cleanup(&vi->dev);
 	kfree(vi->dev.vqs);
 	ida_free(&vhost_iommu_ida, vi->id);
-	free_vhost_iommu(vi);
+	kref_put(&vi->refs, free_vhost_iommu);
 	return 0;
 }
 
@@ -1291,6 +1541,8 @@ static void __exit vhost_iommu_exit(void)
 	misc_deregister(&vhost_iommu_misc);
 	debugfs_remove(vhost_iommu_debugfs);
 	ida_destroy(&vhost_iommu_ida);
+	/* A thread that has put the last reference may still be on its way out. */
+	synchronize_rcu_tasks();
 }
 module_exit(vhost_iommu_exit);
 

@@ -33,17 +33,26 @@ TRACE_EVENT(vhost_iommu_take,
 				  __get_dynamic_array_len(data)))
 );
 
+/* Who serves a queue: its worker, a thread that has kicked, a worker that polls. */
+#ifndef VHOST_IOMMU_BY_NR
+#define VHOST_IOMMU_BY_WORKER	0
+#define VHOST_IOMMU_BY_INLINE	1
+#define VHOST_IOMMU_BY_POLL	2
+#define VHOST_IOMMU_BY_NR	3
+#endif
+
 /* One INVALIDATE request has been answered. */
 TRACE_EVENT(vhost_iommu_request,
 
-	TP_PROTO(unsigned int dev, unsigned int queue, unsigned int nr,
-		 unsigned int done, unsigned int status),
+	TP_PROTO(unsigned int dev, unsigned int queue, unsigned int by,
+		 unsigned int nr, unsigned int done, unsigned int status),
 
-	TP_ARGS(dev, queue, nr, done, status),
+	TP_ARGS(dev, queue, by, nr, done, status),
 
 	TP_STRUCT__entry(
 		__field(unsigned int, dev)
 		__field(unsigned int, queue)
+		__field(unsigned int, by)
 		__field(unsigned int, nr)
 		__field(unsigned int, done)
 		__field(unsigned int, status)
@@ -52,13 +61,19 @@ TRACE_EVENT(vhost_iommu_request,
 	TP_fast_assign(
 		__entry->dev = dev;
 		__entry->queue = queue;
+		__entry->by = by;
 		__entry->nr = nr;
 		__entry->done = done;
 		__entry->status = status;
 	),
 
-	TP_printk("dev=%u queue=%u nr=%u done=%u status=%u", __entry->dev,
-		  __entry->queue, __entry->nr, __entry->done, __entry->status)
+	TP_printk("dev=%u queue=%u nr=%u done=%u status=%u by=%s",
+		  __entry->dev, __entry->queue, __entry->nr, __entry->done,
+		  __entry->status,
+		  __print_symbolic(__entry->by,
+				   { VHOST_IOMMU_BY_WORKER, "worker" },
+				   { VHOST_IOMMU_BY_INLINE, "inline" },
+				   { VHOST_IOMMU_BY_POLL, "poll" }))
 );
 
 /* Entries of one domain went to one of its targets. */

@@ -29,6 +29,9 @@
 /* Most descriptors in one INVALIDATE request; also the default. */
 #define VHOST_IOMMU_INV_DESCS_MAX	256
 
+/* Longest time that VHOST_SET_VRING_BUSYLOOP_TIMEOUT can ask for, in microseconds. */
+#define VHOST_IOMMU_BUSYLOOP_MAX_US	1000
+
 /* Most targets, and most endpoints, that one device keeps. */
 #define VHOST_IOMMU_TARGETS_MAX		65536
 #define VHOST_IOMMU_ENDPOINTS_MAX	65536
@@ -123,6 +126,38 @@ struct vhost_iommu_config {
 	__u32 max_inv_descs;
 };
 
+/**
+ * enum vhost_iommu_mode - Who serves a queue that was kicked
+ * @VHOST_IOMMU_MODE_AUTO: the thread that kicks, but the worker while there is
+ *                         more to do than that thread may, and while the worker
+ *                         polls with success. The default.
+ * @VHOST_IOMMU_MODE_WORKER: the worker of the queue
+ * @VHOST_IOMMU_MODE_INLINE: the thread that kicks
+ *
+ * A thread serves before it returns to user space, or to its guest when it runs
+ * one. It must be a thread of the owner: it has signalled the kick eventfd, or its
+ * guest has by an ioeventfd, and its address space is the one that was current
+ * at VHOST_SET_OWNER. Kicks that come from elsewhere are the worker's in all
+ * modes, as is what is left when a thread has done its bounded share, and what
+ * is in a queue when it is started. Requests are answered alike by both.
+ *
+ * A queue with VHOST_SET_VRING_BUSYLOOP_TIMEOUT (in microseconds; 0, the default:
+ * never; VHOST_IOMMU_BUSYLOOP_MAX_US at most) has its worker poll for so long
+ * after it has served, without kicks, if the request before came in time to be
+ * met so. It ends early when another task wants the CPU.
+ *
+ * ioctl(VHOST_IOMMU_SET_MODE) sets the mode of all queues of the device, ioctl
+ * (VHOST_IOMMU_GET_MODE) returns it. It may change while queues run, and is
+ * that of the kicks that come after the ioctl.
+ *
+ * Errors: EINVAL: no such mode.
+ */
+enum vhost_iommu_mode {
+	VHOST_IOMMU_MODE_AUTO = 0,
+	VHOST_IOMMU_MODE_WORKER = 1,
+	VHOST_IOMMU_MODE_INLINE = 2,
+};
+
 /*
  * The iommufd whose objects are bound, or -1 for none. EBUSY while a target is
  * bound; EINVAL for a file of another kind; EBADF.
@@ -139,5 +174,8 @@ struct vhost_iommu_config {
  * that stopped because its ring was malformed starts again with 0, then 1.
  */
 #define VHOST_IOMMU_SET_RUNNING		_IOW(VHOST_VIRTIO, 0x96, __s32)
+/* See enum vhost_iommu_mode. */
+#define VHOST_IOMMU_SET_MODE		_IOW(VHOST_VIRTIO, 0x97, __u32)
+#define VHOST_IOMMU_GET_MODE		_IOR(VHOST_VIRTIO, 0x98, __u32)
 
 #endif
