@@ -499,7 +499,8 @@ check_dma() {
 }
 
 check_dma_debug() {
-	vm_programs dma-debug --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 600 -- \
+	vm_programs dma-debug --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 600 \
+		--env VHOST_IOMMU_MODE=worker -- \
 		"vhost_iommu_dma $x86_tables"
 }
 
@@ -509,7 +510,8 @@ check_dma_smmuv3() {
 
 # Without range invalidation each page is a command; and the small ASIDs.
 check_dma_smmuv3_noril() {
-	vm_programs dma-smmuv3-noril --host smmuv3 --smmu ril=off,asid-bits=8 --icount --edu 2 --hugepages 64 -- \
+	vm_programs dma-smmuv3-noril --host smmuv3 --smmu ril=off,asid-bits=8 --icount --edu 2 --hugepages 64 \
+		--env VHOST_IOMMU_MODE=worker -- \
 		"vhost_iommu_dma $arm_tables"
 }
 

@@ -13,11 +13,13 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -25,6 +27,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <linux/aio_abi.h>
 
 #include "../kselftest_harness.h"
 #include "lib/ioctl.h"
@@ -70,7 +73,52 @@ FIXTURE(vi)
 	__u32 vdev_a;
 	__u32 vdev_b;
 	__u32 idev_b;
+	unsigned int mode;
 };
+
+/*
+ * Every test runs in both modes. With inline, what is done after a kick is done
+ * before vq_kick() returns, for the smaller tests at least: those that hold a
+ * flush have another thread kick, see POST_ASIDE().
+ */
+FIXTURE_VARIANT(vi)
+{
+	unsigned int mode;
+};
+
+FIXTURE_VARIANT_ADD(vi, worker)
+{
+	.mode = VHOST_IOMMU_MODE_WORKER,
+};
+
+FIXTURE_VARIANT_ADD(vi, inline)
+{
+	.mode = VHOST_IOMMU_MODE_INLINE,
+};
+
+/* Opened, with features, memory and mode; also in children. */
+static int open_dev(struct _test_data_vi *self, struct vhost_iommu *dev)
+{
+	int rc = vhost_iommu_init(dev, &self->mem, VHOST_IOMMU_FEATURES);
+
+	return rc ? rc : vhost_iommu_set_mode(dev, self->mode);
+}
+
+/*
+ * When this returns, what was kicked before has been looked at, and has been
+ * signalled: vhost flushes the workers after an ioctl of the device. A request
+ * on another queue would not do, because a turn of that queue which an earlier
+ * kick asked for may take it first.
+ */
+static void let_worker_pass(struct __test_metadata *_metadata,
+			    struct _test_data_vi *self)
+{
+	int fd = VHOST_FILE_UNBIND;
+
+	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_SET_LOG_FD, &fd));
+}
+
+#define WORKER_PASSES()	let_worker_pass(_metadata, self)
 
 static void bind_all(struct __test_metadata *_metadata, struct _test_data_vi *self)
 {
@@ -114,8 +162,8 @@ FIXTURE_SETUP(vi)
 	self->nested = rc;
 
 	ASSERT_EQ(0, guest_mem_init(&self->mem, GPA, RAM));
-	ASSERT_EQ(0, vhost_iommu_init(&self->dev, &self->mem,
-				      VHOST_IOMMU_FEATURES));
+	self->mode = variant->mode;
+	ASSERT_EQ(0, open_dev(self, &self->dev));
 	bind_all(_metadata, self);
 	for (i = 0; i < NQ; i++) {
 		ASSERT_EQ(0, vq_init(&self->vq[i], &self->mem, RING));
@@ -124,6 +172,8 @@ FIXTURE_SETUP(vi)
 	inv_req_init(&self->req, &self->mem, VHOST_IOMMU_INV_DESCS_MAX + 1);
 	reset_logs(_metadata, self);
 	ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 1));
+	/* A start has the workers look at the queues. */
+	WORKER_PASSES();
 }
 
 FIXTURE_TEARDOWN(vi)
@@ -211,22 +261,6 @@ static void expect_queue_works(struct __test_metadata *_metadata,
 
 #define QUEUE_WORKS(q)	expect_queue_works(_metadata, self, q)
 
-/*
- * When this returns, what was kicked before has been looked at, and has been
- * signalled: vhost flushes the workers after an ioctl of the device. A request
- * on another queue would not do, because a turn of that queue which an earlier
- * kick asked for may take it first.
- */
-static void let_worker_pass(struct __test_metadata *_metadata,
-			    struct _test_data_vi *self)
-{
-	int fd = VHOST_FILE_UNBIND;
-
-	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_SET_LOG_FD, &fd));
-}
-
-#define WORKER_PASSES()	let_worker_pass(_metadata, self)
-
 /* Queue 0 is given up. vhost signals its error more than once. */
 static void expect_error(struct __test_metadata *_metadata,
 			 struct _test_data_vi *self)
@@ -237,6 +271,30 @@ static void expect_error(struct __test_metadata *_metadata,
 }
 
 #define QUEUE_ERROR()	expect_error(_metadata, self)
+
+static void *kicker_fn(void *arg)
+{
+	vq_kick(arg);
+	return NULL;
+}
+
+/* From another thread, which may be held for as long as a flush is. */
+static void kick_aside(struct __test_metadata *_metadata, struct vq *vq)
+{
+	pthread_t thread;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, kicker_fn, vq));
+	ASSERT_EQ(0, pthread_detach(thread));
+}
+
+static void post_aside(struct __test_metadata *_metadata, struct inv_req *req,
+		       struct vq *vq)
+{
+	ASSERT_LE(0, inv_req_add(req, vq));
+	kick_aside(_metadata, vq);
+}
+
+#define POST_ASIDE(req, vq)	post_aside(_metadata, req, vq)
 
 /*
  * Chains by hand: @readable bytes of the request in self->req, then @writable
@@ -1052,7 +1110,7 @@ TEST_F(vi, status_after_flush)
 	start_req(self);
 	page(&self->req, DOM_A, 1);
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, 0));
-	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	POST_ASIDE(&self->req, &self->vq[0]);
 	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 1, 0));
 	EXPECT_EQ(0, vq_poll(&self->vq[0], NULL));
 	EXPECT_EQ(INV_STATUS_POISON, inv_req_status(&self->req));
@@ -1145,7 +1203,7 @@ TEST_F(vi, device_phase_waits)
 	start_req(self);
 	page(&self->req, DOM_A, 3);
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, 0));
-	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	POST_ASIDE(&self->req, &self->vq[0]);
 	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 1, 0));
 	log = LOG();
 	LOG_IS(log, 1, 1);
@@ -1191,7 +1249,7 @@ TEST_F(vi, endpoint_gone)
 	start_req(self);
 	page(&self->req, DOM_A, 3);
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, 1));
-	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	POST_ASIDE(&self->req, &self->vq[0]);
 	/* The call for VIRT_A is at the gate. */
 	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 2, 1));
 	ASSERT_EQ(0, mock_destroy(self->host.fd, self->vdev_a));
@@ -1715,6 +1773,8 @@ TEST_F(vi, lie_owner)
 	EXPECT_EQ(-EPERM, vhost_iommu_add_endpoint(&dev, 1, self->viommu,
 						   TAG_FREE, VIRT_A, -1));
 	EXPECT_EQ(-EPERM, vhost_iommu_set_config(&dev, 16));
+	EXPECT_EQ(-EPERM, vhost_iommu_set_mode(&dev, VHOST_IOMMU_MODE_WORKER));
+	EXPECT_EQ(-EPERM, vhost_iommu_get_mode(&dev));
 	EXPECT_EQ(-EPERM, vhost_iommu_set_mem(&dev));
 	EXPECT_EQ(-EINVAL, vhost_iommu_new_worker(&dev));
 	vhost_iommu_close(&dev);
@@ -1994,7 +2054,7 @@ static void expect_waits(struct __test_metadata *_metadata,
 	page(&self->req, DOM_A, 1);
 	ASSERT_EQ(0, mock_log_reset(self->host.fd, self->viommu));
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, 0));
-	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	POST_ASIDE(&self->req, &self->vq[0]);
 	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 1, 0));
 
 	ASSERT_EQ(0, pthread_create(&w.thread, NULL, waiter_fn, &w));
@@ -2046,7 +2106,7 @@ TEST_F(vi, del_endpoint_waits)
 	page(&self->req, DOM_A, 1);
 	ASSERT_EQ(0, mock_log_reset(self->host.fd, self->viommu));
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, 1));
-	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	POST_ASIDE(&self->req, &self->vq[0]);
 	/* The call for the endpoint is held. */
 	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 2, 1));
 	ASSERT_EQ(0, pthread_create(&w.thread, NULL, waiter_fn, &w));
@@ -2077,7 +2137,7 @@ TEST_F(vi, destroy_under_flush)
 	start_req(self);
 	page(&self->req, DOM_N, 1);
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->nested, 0));
-	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	POST_ASIDE(&self->req, &self->vq[0]);
 	ASSERT_EQ(0, mock_wait(self->host.fd, self->nested, 1, 1, 0));
 	EXPECT_EQ(-EBUSY, mock_destroy(self->host.fd, self->nested));
 	EXPECT_EQ(1, mock_waiting(self->host.fd, self->nested));
@@ -2089,7 +2149,7 @@ TEST_F(vi, destroy_under_flush)
  * Queues and workers
  */
 
-/* Both are served by a worker of their own: a flush of one holds one. */
+/* Each is served by a worker or thread of its own: a flush of one holds one. */
 TEST_F(vi, workers_in_parallel)
 {
 	struct inv_req other;
@@ -2105,7 +2165,7 @@ TEST_F(vi, workers_in_parallel)
 	page(&other, DOM_N, 2);
 
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, 0));
-	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	POST_ASIDE(&self->req, &self->vq[0]);
 	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 1, 0));
 	EXPECT_EQ(S_OK, inv_req_submit(&other, &self->vq[1]));
 	EXPECT_EQ(1, mock_waiting(self->host.fd, self->viommu));
@@ -2114,7 +2174,7 @@ TEST_F(vi, workers_in_parallel)
 	/* Of one object, of one domain, they run at the same time, too. */
 	inv_req_reset(&other);
 	page(&other, DOM_A, 2);
-	ASSERT_LE(0, inv_req_post(&other, &self->vq[1]));
+	POST_ASIDE(&other, &self->vq[1]);
 	EXPECT_EQ(0, mock_wait(self->host.fd, self->viommu, 2, 2, 0));
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, MOCK_GATE_OPEN));
 	EXPECT_EQ(S_OK, inv_req_wait(&self->req, &self->vq[0]));
@@ -2123,7 +2183,7 @@ TEST_F(vi, workers_in_parallel)
 
 /*
  * [INV-D-51] One worker, two queues: a queue that is full does not keep the
- * other one waiting for all of it. The worker is held while the queues are
+ * other one waiting for all of it. Who serves is held while the queues are
  * filled, so what is observed does not depend on timing.
  */
 TEST_F(vi, bounded_turn)
@@ -2143,12 +2203,12 @@ TEST_F(vi, bounded_turn)
 			inv_req_domain(&req[i], DOM_A);
 		ASSERT_LE(0, inv_req_add(&req[i], &self->vq[0]));
 	}
-	vq_kick(&self->vq[0]);
+	kick_aside(_metadata, &self->vq[0]);
 	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 1, 0));
 
 	inv_req_init(&other, &self->mem, 1);
 	inv_req_domain(&other, DOM_B);
-	ASSERT_LE(0, inv_req_post(&other, &self->vq[1]));
+	POST_ASIDE(&other, &self->vq[1]);
 	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, MOCK_GATE_OPEN));
 
 	for (i = 0; i < nr; i++) {
@@ -2509,8 +2569,7 @@ TEST_F_TIMEOUT(vi, race_close, RACE_TIMEOUT)
 
 		for (q = 0; q < NQ; q++)
 			vq_reset(&self->vq[q]);
-		ASSERT_EQ(0, vhost_iommu_init(&self->dev, &self->mem,
-					      VHOST_IOMMU_FEATURES));
+		ASSERT_EQ(0, open_dev(self, &self->dev));
 		bind_all(_metadata, self);
 		if (i % 3)
 			own_workers(_metadata, self);
@@ -2631,8 +2690,7 @@ TEST_F(vi, owner_killed)
 		pid = fork();
 		ASSERT_LE(0, pid);
 		if (!pid) {
-			if (vhost_iommu_init(&dev, &self->mem,
-					     VHOST_IOMMU_FEATURES) ||
+			if (open_dev(self, &dev) ||
 			    vhost_iommu_set_iommufd(&dev, self->host.fd) ||
 			    vhost_iommu_bind(&dev, DOM_A, self->viommu, TAG_A,
 					     12) ||
@@ -2674,7 +2732,7 @@ TEST_F(vi, owner_exits)
 	if (!owner) {
 		char c;
 
-		if (vhost_iommu_init(&dev, &self->mem, VHOST_IOMMU_FEATURES) ||
+		if (open_dev(self, &dev) ||
 		    vhost_iommu_set_iommufd(&dev, self->host.fd) ||
 		    vhost_iommu_bind(&dev, DOM_N, self->nested, 0, 12) ||
 		    vhost_iommu_set_vq(&dev, 0, &self->vq[0]) ||
@@ -2798,10 +2856,16 @@ TEST_F(vi, debugfs)
 	EXPECT_NE(NULL, strstr(buf, path));
 	snprintf(path, sizeof(path), "%s/queues", dir);
 	read_file(path, buf, sizeof(buf));
-	EXPECT_NE(NULL, strstr(buf, "queue 0 stopped requests 3 malformed 1\n")) {
+	snprintf(path, sizeof(path),
+		 "queue 0 stopped worker %u inline %u polled 0 malformed 1\n",
+		 self->mode == VHOST_IOMMU_MODE_WORKER ? 3 : 0,
+		 self->mode == VHOST_IOMMU_MODE_WORKER ? 0 : 3);
+	EXPECT_NE(NULL, strstr(buf, path)) {
 		TH_LOG("%s", buf);
 	}
-	EXPECT_NE(NULL, strstr(buf, "queue 1 running requests 1 malformed 0\n"));
+	EXPECT_NE(NULL, strstr(buf, "queue 1 running worker 0 inline 0 polled 0 malformed 0\n")) {
+		TH_LOG("%s", buf);
+	}
 
 	/* Gone with the file. */
 	vhost_iommu_close(&self->dev);
@@ -2862,7 +2926,11 @@ TEST_F(vi, tracepoints)
 
 	snprintf(path, sizeof(path), "%s/trace", root);
 	read_file(path, buf, sizeof(buf));
-	EXPECT_NE(NULL, strstr(buf, "queue=0 nr=2 done=1 status=6"));
+	snprintf(path, sizeof(path), "queue=0 nr=2 done=1 status=6 by=%s\n",
+		 self->mode == VHOST_IOMMU_MODE_WORKER ? "worker" : "inline");
+	EXPECT_NE(NULL, strstr(buf, path)) {
+		TH_LOG("%s", buf);
+	}
 	/* Head and descriptors, byte for byte. */
 	EXPECT_NE(NULL, strstr(buf, "queue=0 offset=0 data=22000200\n"));
 	for (i = 0; i < 2; i++) {
@@ -2889,6 +2957,590 @@ TEST_F(vi, tracepoints)
 	}
 	EXPECT_NE(NULL, strstr(buf, "vhost_iommu_error: ")) {
 		TH_LOG("%s", buf);
+	}
+}
+
+/*
+ * Who serves
+ */
+
+struct served {
+	unsigned int worker;
+	unsigned int in_line;
+	unsigned int polled;
+};
+
+/* Requests of queue 0 so far, by who has served them. */
+static struct served count_served(struct __test_metadata *_metadata,
+				  struct _test_data_vi *self)
+{
+	char dir[256], path[300], buf[8192];
+	struct served n;
+
+	if (access(DEBUGFS "/vhost-iommu", F_OK))
+		mount("debugfs", DEBUGFS, "debugfs", 0, NULL);
+	ASSERT_TRUE(find_debugfs(dir, sizeof(dir), "domain 257 "));
+	snprintf(path, sizeof(path), "%s/queues", dir);
+	read_file(path, buf, sizeof(buf));
+	ASSERT_EQ(3, sscanf(buf, "queue 0 %*s worker %u inline %u polled %u ",
+			    &n.worker, &n.in_line, &n.polled));
+	return n;
+}
+
+static void expect_served(struct __test_metadata *_metadata,
+			  struct _test_data_vi *self,
+			  const struct served *before, unsigned int worker,
+			  unsigned int in_line, unsigned int polled)
+{
+	struct served now = count_served(_metadata, self);
+
+	EXPECT_EQ(worker, now.worker - before->worker);
+	EXPECT_EQ(in_line, now.in_line - before->in_line);
+	EXPECT_EQ(polled, now.polled - before->polled);
+}
+
+#define SERVED()		count_served(_metadata, self)
+#define SERVED_BY(...)		expect_served(_metadata, self, __VA_ARGS__)
+
+TEST_F(vi, modes)
+{
+	struct vhost_iommu dev;
+
+	ASSERT_EQ(0, vhost_iommu_init(&dev, &self->mem, VHOST_IOMMU_FEATURES));
+	EXPECT_EQ(VHOST_IOMMU_MODE_AUTO, vhost_iommu_get_mode(&dev));
+	vhost_iommu_close(&dev);
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_WORKER));
+	EXPECT_EQ(VHOST_IOMMU_MODE_WORKER, vhost_iommu_get_mode(&self->dev));
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_AUTO));
+	EXPECT_EQ(VHOST_IOMMU_MODE_AUTO, vhost_iommu_get_mode(&self->dev));
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	EXPECT_EQ(-EINVAL, vhost_iommu_set_mode(&self->dev, 3));
+	EXPECT_EQ(-EINVAL, vhost_iommu_set_mode(&self->dev, ~0U));
+	EXPECT_EQ(VHOST_IOMMU_MODE_INLINE, vhost_iommu_get_mode(&self->dev));
+}
+
+/* What is kicked is done when the kick returns. No wait. */
+TEST_F(vi, inline_at_once)
+{
+	static const unsigned int modes[] = {
+		VHOST_IOMMU_MODE_INLINE, VHOST_IOMMU_MODE_AUTO,
+	};
+	struct served before = SERVED();
+	struct vq_elem elem;
+	unsigned int i;
+
+	for (i = 0; i < 200; i++) {
+		ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev,
+						  modes[i % 2]));
+		start_req(self);
+		page(&self->req, DOM_A, i);
+		ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+		ASSERT_EQ(S_OK, inv_req_status(&self->req));
+		ASSERT_EQ(1, vq_poll(&self->vq[0], &elem));
+		ASSERT_EQ(self->req.id, elem.id);
+		ASSERT_EQ(1, eventfd_take(self->vq[0].callfd));
+	}
+	SERVED_BY(&before, 0, 200, 0);
+	LOG_IS(LOG(), 200, 200);
+}
+
+/* Two threads kick at once. When both are back, all is done. */
+TEST_F(vi, inline_two_threads)
+{
+	pthread_t thread[2];
+	struct inv_req req[2];
+	unsigned int i, k;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	for (k = 0; k < 2; k++)
+		inv_req_init(&req[k], &self->mem, 1);
+	for (i = 0; i < 300; i++) {
+		for (k = 0; k < 2; k++) {
+			inv_req_reset(&req[k]);
+			page(&req[k], DOM_A, 2 * k);
+			ASSERT_LE(0, inv_req_add(&req[k], &self->vq[0]));
+		}
+		for (k = 0; k < 2; k++)
+			ASSERT_EQ(0, pthread_create(&thread[k], NULL, kicker_fn,
+						    &self->vq[0]));
+		for (k = 0; k < 2; k++)
+			ASSERT_EQ(0, pthread_join(thread[k], NULL));
+		for (k = 0; k < 2; k++) {
+			ASSERT_EQ(S_OK, inv_req_status(&req[k]));
+			ASSERT_EQ(1, vq_poll(&self->vq[0], NULL));
+		}
+	}
+	LOG_IS(LOG(), 600, 600);
+}
+
+/* A process with another address space cannot serve. */
+TEST_F(vi, kick_of_another_process)
+{
+	struct served before;
+	pid_t pid;
+	int st;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	before = SERVED();
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	ASSERT_LE(0, inv_req_add(&self->req, &self->vq[0]));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		vq_kick(&self->vq[0]);
+		_exit(0);
+	}
+	ASSERT_EQ(pid, waitpid(pid, &st, 0));
+	EXPECT_EQ(0, st);
+	EXPECT_EQ(S_OK, inv_req_wait(&self->req, &self->vq[0]));
+	SERVED_BY(&before, 1, 0, 0);
+}
+
+/* A turn is bounded: a thread that kicks serves its share, the worker the rest. */
+TEST_F(vi, inline_budget)
+{
+	unsigned int sizes[] = { 1, VHOST_IOMMU_INV_DESCS_MAX };
+	unsigned int i, k, m, nr = RING / 2;
+	struct inv_req *req = calloc(nr, sizeof(*req));
+	struct served before, after;
+
+	ASSERT_NE(NULL, req);
+	for (i = 0; i < nr; i++)
+		inv_req_init(&req[i], &self->mem, VHOST_IOMMU_INV_DESCS_MAX);
+	for (m = 0; m < 4; m++) {
+		ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, m & 1 ?
+						  VHOST_IOMMU_MODE_AUTO :
+						  VHOST_IOMMU_MODE_INLINE));
+		/* Else a turn of the worker may still be on its way. */
+		WORKER_PASSES();
+		before = SERVED();
+		for (i = 0; i < nr; i++) {
+			inv_req_reset(&req[i]);
+			for (k = 0; k < sizes[m / 2]; k++)
+				page(&req[i], DOM_A, 2 * k);
+			ASSERT_LE(0, inv_req_add(&req[i], &self->vq[0]));
+		}
+		vq_kick(&self->vq[0]);
+		EXPECT_EQ(S_OK, inv_req_status(&req[0]));
+		for (i = 0; i < nr; i++)
+			ASSERT_EQ(S_OK, inv_req_wait(&req[i], &self->vq[0]));
+		after = SERVED();
+		EXPECT_LE(1, after.in_line - before.in_line);
+		/* 128, of which a page costs 3; then one request may be more. */
+		EXPECT_GE(sizes[m / 2] == 1 ? 43 : 1,
+			  after.in_line - before.in_line);
+		EXPECT_EQ(nr, after.worker - before.worker +
+			      after.in_line - before.in_line);
+	}
+	free(req);
+}
+
+/* With auto, a thread does not wait for a worker that has a lot to do. */
+TEST_F(vi, auto_backlog)
+{
+	struct served before;
+	struct inv_req req[8];
+	unsigned int i;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_AUTO));
+	before = SERVED();
+	for (i = 0; i < ARRAY_SIZE(req); i++) {
+		inv_req_init(&req[i], &self->mem, VHOST_IOMMU_INV_DESCS_MAX);
+		while (req[i].nr < VHOST_IOMMU_INV_DESCS_MAX)
+			inv_req_domain(&req[i], DOM_A);
+		ASSERT_LE(0, inv_req_add(&req[i], &self->vq[0]));
+	}
+	/* One call is for the thread; the worker's is held. */
+	ASSERT_EQ(0, mock_log_reset(self->host.fd, self->viommu));
+	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, 1));
+	vq_kick(&self->vq[0]);
+	ASSERT_EQ(0, mock_wait(self->host.fd, self->viommu, 1, 2, 1));
+
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	EXPECT_EQ(1, mock_waiting(self->host.fd, self->viommu));
+	ASSERT_EQ(0, mock_gate(self->host.fd, self->viommu, MOCK_GATE_OPEN));
+	for (i = 0; i < ARRAY_SIZE(req); i++)
+		EXPECT_EQ(S_OK, inv_req_wait(&req[i], &self->vq[0]));
+	EXPECT_EQ(S_OK, inv_req_wait(&self->req, &self->vq[0]));
+	SERVED_BY(&before, ARRAY_SIZE(req), 1, 0);
+
+	/* And is inline again afterwards. */
+	WORKER_PASSES();
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	ASSERT_LE(0, inv_req_post(&self->req, &self->vq[0]));
+	EXPECT_EQ(S_OK, inv_req_status(&self->req));
+	SERVED_BY(&before, ARRAY_SIZE(req), 2, 0);
+}
+
+/*
+ * A thread that has kicked and does not come back to user space: its inline turn
+ * is queued, for as long as a test wants. One system call submits a read that
+ * ends at once and signals the kick eventfd, and then reads from an empty pipe.
+ */
+struct held {
+	struct vq *vq;
+	aio_context_t ctx;
+	int memfd;
+	int pipefd[2];
+	pthread_t thread;
+	pid_t pid;
+	char stack[65536] __attribute__((aligned(16)));
+};
+
+static int held_submit(void *arg)
+{
+	struct held *h = arg;
+	char byte[2];
+	struct iocb kick = {
+		.aio_lio_opcode = IOCB_CMD_PREAD,
+		.aio_fildes = h->memfd,
+		.aio_buf = (uintptr_t)&byte[0],
+		.aio_nbytes = 1,
+		.aio_flags = IOCB_FLAG_RESFD,
+		.aio_resfd = h->vq->kickfd,
+	};
+	struct iocb block = {
+		.aio_lio_opcode = IOCB_CMD_PREAD,
+		.aio_fildes = h->pipefd[0],
+		.aio_buf = (uintptr_t)&byte[1],
+		.aio_nbytes = 1,
+	};
+	struct iocb *list[] = { &kick, &block };
+
+	return syscall(SYS_io_submit, h->ctx, 2, list) == 2 ? 0 : 1;
+}
+
+static void *held_thread(void *arg)
+{
+	return (void *)(long)held_submit(arg);
+}
+
+/* @process: one of its own that shares memory and files, and can be killed. */
+static struct held *hold(struct __test_metadata *_metadata,
+			 struct _test_data_vi *self, bool process)
+{
+	struct held *h = calloc(1, sizeof(*h));
+
+	ASSERT_NE(NULL, h);
+	h->vq = &self->vq[0];
+	h->memfd = memfd_create("byte", 0);
+	ASSERT_LE(0, h->memfd);
+	ASSERT_EQ(1, write(h->memfd, "", 1));
+	ASSERT_EQ(0, pipe(h->pipefd));
+	ASSERT_EQ(0, syscall(SYS_io_setup, 2, &h->ctx));
+	eventfd_take(h->vq->kickfd);
+	if (process) {
+		h->pid = clone(held_submit, h->stack + sizeof(h->stack),
+			       CLONE_VM | CLONE_FILES | SIGCHLD, h);
+		ASSERT_LT(0, h->pid);
+	} else {
+		ASSERT_EQ(0, pthread_create(&h->thread, NULL, held_thread, h));
+	}
+	/* It has kicked, and stays until let_go() fills the pipe. */
+	ASSERT_EQ(1, eventfd_wait(h->vq->kickfd, VQ_TIMEOUT_MS));
+	return h;
+}
+
+static void let_go(struct __test_metadata *_metadata, struct held *h)
+{
+	void *ret = NULL;
+	int st;
+
+	if (h->pid) {
+		ASSERT_EQ(0, kill(h->pid, SIGKILL));
+		ASSERT_EQ(h->pid, waitpid(h->pid, &st, 0));
+		EXPECT_TRUE(WIFSIGNALED(st));
+	} else {
+		ASSERT_EQ(1, write(h->pipefd[1], "", 1));
+		ASSERT_EQ(0, pthread_join(h->thread, &ret));
+		EXPECT_EQ(NULL, ret);
+	}
+	syscall(SYS_io_destroy, h->ctx);
+	close(h->memfd);
+	close(h->pipefd[0]);
+	close(h->pipefd[1]);
+	free(h);
+}
+
+#define HOLD(process)	hold(_metadata, self, process)
+#define LET_GO(h)	let_go(_metadata, h)
+
+/* Another thread's kick does not wait for a turn that is late. */
+TEST_F(vi, late_turn_second_kick)
+{
+	struct served before;
+	struct held *h;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	before = SERVED();
+	h = HOLD(false);
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	SUBMIT(S_OK, 1);
+	SERVED_BY(&before, 1, 0, 0);
+	LET_GO(h);
+	/* The turn itself has served nothing, and the next one is inline. */
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	SUBMIT(S_OK, 1);
+	SERVED_BY(&before, 1, 1, 0);
+}
+
+/* A late turn serves what it finds. */
+TEST_F(vi, late_turn_serves)
+{
+	struct served before;
+	struct held *h;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	before = SERVED();
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	ASSERT_LE(0, inv_req_add(&self->req, &self->vq[0]));
+	h = HOLD(false);
+	/* A kick that is inline already stays so. */
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_WORKER));
+	WORKER_PASSES();
+	EXPECT_EQ(0, vq_poll(&self->vq[0], NULL));
+	LET_GO(h);
+	EXPECT_EQ(S_OK, inv_req_status(&self->req));
+	EXPECT_EQ(1, vq_poll(&self->vq[0], NULL));
+	SERVED_BY(&before, 0, 1, 0);
+}
+
+/* Stopping, starting, unbinding do not wait for it, and it does no harm. */
+TEST_F(vi, late_turn_stop)
+{
+	struct held *h;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	ASSERT_LE(0, inv_req_add(&self->req, &self->vq[0]));
+	h = HOLD(false);
+	ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 0));
+	ASSERT_EQ(0, vhost_iommu_unbind(&self->dev, DOM_A, self->viommu,
+					TAG_A));
+	ASSERT_EQ(0, mock_log_reset(self->host.fd, self->viommu));
+	LET_GO(h);
+	EXPECT_EQ(0, vq_poll(&self->vq[0], NULL));
+	EXPECT_EQ(INV_STATUS_POISON, inv_req_status(&self->req));
+	LOG_IS(LOG(), 0, 0);
+
+	h = HOLD(false);
+	ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 1));
+	EXPECT_EQ(S_NOENT, inv_req_wait(&self->req, &self->vq[0]));
+	LET_GO(h);
+}
+
+/* The file goes first: all it held is given back, but for the module. */
+TEST_F(vi, late_turn_close)
+{
+	struct held *h;
+	unsigned int i;
+
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev,
+						  VHOST_IOMMU_MODE_INLINE));
+		start_req(self);
+		page(&self->req, DOM_A, 1);
+		ASSERT_LE(0, inv_req_add(&self->req, &self->vq[0]));
+		h = HOLD(i);
+		ASSERT_EQ(0, mock_log_reset(self->host.fd, self->viommu));
+		vhost_iommu_close(&self->dev);
+		EXPECT_NE(0, syscall(SYS_delete_module, "vhost_iommu",
+				     O_NONBLOCK));
+		ASSERT_EQ(0, mock_destroy(self->host.fd, self->nested));
+		self->nested = mock_nested_alloc(&self->host,
+						 self->host.idev_id,
+						 self->host.parent_id);
+		LET_GO(h);
+		EXPECT_EQ(INV_STATUS_POISON, inv_req_status(&self->req));
+		LOG_IS(LOG(), 0, 0);
+
+		vq_reset(&self->vq[0]);
+		ASSERT_EQ(0, open_dev(self, &self->dev));
+		bind_all(_metadata, self);
+		ASSERT_EQ(0, vhost_iommu_set_vq(&self->dev, 0, &self->vq[0]));
+		ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 1));
+		reset_logs(_metadata, self);
+		QUEUE_WORKS(0);
+	}
+}
+
+TEST_F(vi, late_turn_reset_owner)
+{
+	struct held *h;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	h = HOLD(false);
+	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_RESET_OWNER, NULL));
+	EXPECT_EQ(0, mock_destroy(self->host.fd, self->nested));
+	LET_GO(h);
+}
+
+/* A process that is killed before its turn: somebody serves. */
+TEST_F(vi, late_turn_killed)
+{
+	struct held *h;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	ASSERT_LE(0, inv_req_add(&self->req, &self->vq[0]));
+	h = HOLD(true);
+	EXPECT_EQ(INV_STATUS_POISON, inv_req_status(&self->req));
+	LET_GO(h);
+	EXPECT_EQ(S_OK, inv_req_wait(&self->req, &self->vq[0]));
+	QUEUE_WORKS(0);
+}
+
+/* A guest that waits by looking, and kicks only when it is asked to. */
+static void submit_polite(struct __test_metadata *_metadata,
+			  struct _test_data_vi *self)
+{
+	struct timespec start, now;
+	__u16 old = self->vq[0].avail->idx;
+
+	start_req(self);
+	page(&self->req, DOM_NONE, 1);
+	ASSERT_LE(0, inv_req_add(&self->req, &self->vq[0]));
+	if (vq_kick_needed(&self->vq[0], old))
+		vq_kick(&self->vq[0]);
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (!vq_poll(&self->vq[0], NULL)) {
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		ASSERT_GT(VQ_TIMEOUT_MS / 1000, now.tv_sec - start.tv_sec);
+		sched_yield();
+	}
+	ASSERT_EQ(S_NOENT, inv_req_status(&self->req));
+}
+
+/*
+ * The worker polls, and no request is forgotten when it stops to do so. How
+ * often it meets a request depends on the machine; it must happen at all.
+ */
+TEST_F_TIMEOUT(vi, busy_polling, 300)
+{
+	static const unsigned int modes[] = {
+		VHOST_IOMMU_MODE_WORKER, VHOST_IOMMU_MODE_AUTO,
+	};
+	__u64 f = VHOST_IOMMU_FEATURES | (1ULL << VIRTIO_RING_F_EVENT_IDX);
+	struct served before, now;
+	unsigned int i, m;
+
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "one CPU: nothing to spare for polling");
+
+	for (m = 0; m < 4; m++) {
+		if (m == 2) {
+			ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 0));
+			ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_SET_FEATURES,
+					    &f));
+			self->vq[0].event_idx = true;
+			ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 1));
+		}
+		ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, modes[m % 2]));
+		ASSERT_EQ(0, vhost_iommu_set_busyloop(&self->dev, 0, ~0U));
+		before = SERVED();
+		for (i = 0; i < 20000; i++) {
+			submit_polite(_metadata, self);
+			now = i % 100 ? before : SERVED();
+			if (now.polled - before.polled >= 200)
+				break;
+		}
+		EXPECT_NE(20000, i);
+		/* Pauses about as long as it polls. */
+		ASSERT_EQ(0, vhost_iommu_set_busyloop(&self->dev, 0, 100));
+		for (i = 0; i < 300; i++) {
+			submit_polite(_metadata, self);
+			if (i % 4)
+				usleep(i % 4 * 40);
+		}
+		/* Off again. */
+		ASSERT_EQ(0, vhost_iommu_set_busyloop(&self->dev, 0, 0));
+		WORKER_PASSES();
+		before = SERVED();
+		for (i = 0; i < 100; i++)
+			submit_polite(_metadata, self);
+		now = SERVED();
+		EXPECT_EQ(0, now.polled - before.polled);
+	}
+}
+
+/* Hostile: kicks without end and without reason, on all queues. */
+struct stormer {
+	pthread_t thread;
+	struct _test_data_vi *self;
+	int stop;
+};
+
+static void *stormer_fn(void *arg)
+{
+	struct stormer *s = arg;
+	unsigned int i;
+
+	for (i = 0; !__atomic_load_n(&s->stop, __ATOMIC_ACQUIRE); i++) {
+		vq_kick(&s->self->vq[i % NQ]);
+		if (!(i % 64))
+			eventfd_take(s->self->vq[i / 64 % NQ].kickfd);
+	}
+	return NULL;
+}
+
+TEST_F_TIMEOUT(vi, race_kicks, RACE_TIMEOUT)
+{
+	static const unsigned int modes[] = {
+		VHOST_IOMMU_MODE_INLINE, VHOST_IOMMU_MODE_AUTO,
+		VHOST_IOMMU_MODE_WORKER,
+	};
+	struct stormer s[3];
+	struct flusher f[NQ];
+	unsigned int i, q;
+
+	own_workers(_metadata, self);
+	for (i = 0; i < ARRAY_SIZE(s); i++) {
+		s[i] = (struct stormer){ .self = self };
+		ASSERT_EQ(0, pthread_create(&s[i].thread, NULL, stormer_fn,
+					    &s[i]));
+	}
+	for (q = 0; q < NQ; q++)
+		start_flusher(_metadata, &f[q], self, q, race_domains, 3);
+	for (i = 0; i < ROUNDS; i++) {
+		ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, modes[i % 3]));
+		ASSERT_EQ(0, vhost_iommu_set_busyloop(&self->dev, i % NQ,
+						      i % 4 * 20));
+		ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 0));
+		ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 1));
+	}
+	for (q = 0; q < NQ; q++)
+		stop_flusher(_metadata, &f[q]);
+
+	/* The file goes and comes under them. */
+	for (i = 0; i < ROUNDS / 10; i++) {
+		vhost_iommu_close(&self->dev);
+		for (q = 0; q < NQ; q++)
+			vq_reset(&self->vq[q]);
+		ASSERT_EQ(0, vhost_iommu_init(&self->dev, &self->mem,
+					      VHOST_IOMMU_FEATURES));
+		ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, modes[i % 3]));
+		bind_all(_metadata, self);
+		for (q = 0; q < NQ; q++)
+			ASSERT_EQ(0, vhost_iommu_set_vq(&self->dev, q,
+							&self->vq[q]));
+		ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 1));
+		start_req(self);
+		page(&self->req, DOM_A, 1);
+		SUBMIT(S_OK, 1);
+	}
+	for (i = 0; i < ARRAY_SIZE(s); i++) {
+		__atomic_store_n(&s[i].stop, 1, __ATOMIC_RELEASE);
+		ASSERT_EQ(0, pthread_join(s[i].thread, NULL));
 	}
 }
 

@@ -56,6 +56,12 @@ int vhost_iommu_attach_worker(struct vhost_iommu *dev, unsigned int index,
 int vhost_iommu_set_iommufd(struct vhost_iommu *dev, int iommufd);
 int vhost_iommu_set_config(struct vhost_iommu *dev, unsigned int max_inv_descs);
 int vhost_iommu_set_running(struct vhost_iommu *dev, int running);
+/* enum vhost_iommu_mode */
+int vhost_iommu_set_mode(struct vhost_iommu *dev, unsigned int mode);
+int vhost_iommu_get_mode(struct vhost_iommu *dev);
+/* How long the worker of a queue polls, in microseconds; 0 for never. */
+int vhost_iommu_set_busyloop(struct vhost_iommu *dev, unsigned int index,
+			     unsigned int usec);
 
 int vhost_iommu_bind(struct vhost_iommu *dev, __u32 domain, __u32 object_id,
 		     __u32 tag, unsigned int granule);

@@ -386,6 +386,25 @@ void vmm_exit(struct vmm *vmm)
 	vmm->space = NULL;
 }
 
+/* VHOST_IOMMU_MODE=auto, worker or inline; the kernel's default without it. */
+static int set_mode(struct vhost_iommu *vhost)
+{
+	static const char * const names[] = {
+		[VHOST_IOMMU_MODE_AUTO] = "auto",
+		[VHOST_IOMMU_MODE_WORKER] = "worker",
+		[VHOST_IOMMU_MODE_INLINE] = "inline",
+	};
+	const char *name = getenv("VHOST_IOMMU_MODE");
+	unsigned int mode;
+
+	if (!name)
+		return 0;
+	for (mode = 0; mode < ARRAY_SIZE(names); mode++)
+		if (!strcmp(name, names[mode]))
+			return vhost_iommu_set_mode(vhost, mode);
+	return -EINVAL;
+}
+
 int vmm_vhost_init(struct vmm *vmm, struct vhost_iommu *vhost, struct vq *vq,
 		   unsigned int nr, unsigned int queue_size)
 {
@@ -397,6 +416,7 @@ int vmm_vhost_init(struct vmm *vmm, struct vhost_iommu *vhost, struct vq *vq,
 		return vmm_fail(vmm, ret, "cannot open " VHOST_IOMMU_DEV,
 				"load the vhost_iommu module, or boot a kernel that has CONFIG_VHOST_IOMMU");
 	vmm->vhost = vhost;
+	ret = set_mode(vhost);
 	for (i = 0; i < nr && !ret; i++) {
 		ret = vq_init(&vq[i], &vmm->mem, queue_size);
 		if (!ret)

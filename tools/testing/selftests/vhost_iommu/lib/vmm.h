@@ -122,7 +122,10 @@ void vmm_exit(struct vmm *vmm);
  * vmm_vhost_init().
  */
 int vmm_set_table(struct vmm *vmm, unsigned int granule, unsigned int iova_bits);
-/* Starts vhost-iommu with @nr queues; domains that are attached later are bound. */
+/*
+ * Starts vhost-iommu with @nr queues; domains that are attached later are bound.
+ * VHOST_IOMMU_MODE in the environment says who serves: auto, worker or inline.
+ */
 int vmm_vhost_init(struct vmm *vmm, struct vhost_iommu *vhost, struct vq *vq,
 		   unsigned int nr, unsigned int queue_size);
 /* One IOMMU serves both. */
