@@ -8,6 +8,7 @@
  * shift=0, one vCPU): CLOCK_MONOTONIC is read, and a nanosecond is an
  * instruction. Nothing here passes or fails by time.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <sched.h>
 #include <stdbool.h>
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <sys/resource.h>
 #include <linux/iommufd.h>
 #include <linux/iommufd_inval.h>
 #include <linux/virtio_iommu.h>
@@ -37,7 +39,9 @@ static const char help[] =
 "Usage: bench [--help]\n"
 "\n"
 "Prints what it costs to invalidate 1, 16 and 256 pages of a domain: on a\n"
-"virtqueue that vhost-iommu serves, and with ioctl(IOMMU_HWPT_INVALIDATE). Run it\n"
+"virtqueue that vhost-iommu serves, by its worker or inline by the thread that\n"
+"kicks, and with ioctl(IOMMU_HWPT_INVALIDATE). Below the medians: the most that one\n"
+"of 200 took, and the context switches (sw) of the waiting thread in all 200. Run it\n"
 "where the clock counts instructions: qemu -icount shift=0, one vCPU. Elsewhere\n"
 "the figures are nanoseconds. Lines that begin with \"= \" are the medians once\n"
 "more, for programs.\n"
@@ -61,15 +65,26 @@ struct bench {
  * struct method - A way to invalidate @nr pages
  * @name: for people
  * @run: does it once; 0 or -errno
+ * @mode: who serves the queue
  */
 struct method {
 	const char *name;
 	int (*run)(struct bench *b, unsigned int nr);
+	enum vhost_iommu_mode mode;
 };
 
+/**
+ * struct result - What a method costs
+ * @median: of REPEAT
+ * @min: the least of them
+ * @max: the most of them
+ * @switches: context switches of the thread that waits, in all
+ */
 struct result {
 	unsigned long long median;
 	unsigned long long min;
+	unsigned long long max;
+	unsigned long switches;
 };
 
 static __u64 page_start(const struct bench *b, unsigned int i)
@@ -116,6 +131,16 @@ static int run_queue_yield(struct bench *b, unsigned int nr)
 	return inv_req_status(&b->req);
 }
 
+/* Done when the kick returns: the thread itself has served. */
+static int run_queue_inline(struct bench *b, unsigned int nr)
+{
+	int ret = queue_post(b, nr);
+
+	if (ret)
+		return ret;
+	return vq_poll(&b->vq, NULL) ? inv_req_status(&b->req) : -EAGAIN;
+}
+
 static int run_vendor(struct bench *b, unsigned int nr)
 {
 	const struct attach_ops *ops = b->vmm.dev[0].at.ops;
@@ -154,8 +179,9 @@ static const struct method methods[] = {
 	/* The first one is what the others are compared with. */
 	{ "ioctl, vendor format", run_vendor },
 	{ "ioctl, generic format", run_generic },
-	{ "virtqueue, eventfd wait", run_queue_eventfd },
-	{ "virtqueue, yield wait", run_queue_yield },
+	{ "virtqueue, eventfd wait", run_queue_eventfd, VHOST_IOMMU_MODE_WORKER },
+	{ "virtqueue, yield wait", run_queue_yield, VHOST_IOMMU_MODE_WORKER },
+	{ "virtqueue, inline", run_queue_inline, VHOST_IOMMU_MODE_INLINE },
 };
 
 #define NR_METHODS	ARRAY_SIZE(methods)
@@ -179,6 +205,14 @@ static void rest(void)
 	nanosleep(&ts, NULL);
 }
 
+static unsigned long switches(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_THREAD, &usage);
+	return usage.ru_nvcsw + usage.ru_nivcsw;
+}
+
 static int cmp(const void *a, const void *b)
 {
 	const unsigned long long *x = a, *y = b;
@@ -191,9 +225,17 @@ static int measure(struct bench *b, const struct method *method,
 {
 	static unsigned long long sample[REPEAT];
 	unsigned long long start;
+	unsigned long before;
 	unsigned int i;
 	int ret;
 
+	ret = vhost_iommu_set_mode(&b->vhost, method->mode);
+	if (ret)
+		return ret;
+	/* A guest that waits by looking asks for no interrupt. */
+	b->vq.avail->flags = method->run == run_queue_inline ?
+				     VRING_AVAIL_F_NO_INTERRUPT : 0;
+	result->switches = 0;
 	for (i = 0; i < WARM_UP; i++) {
 		ret = method->run(b, nr);
 		if (ret)
@@ -201,15 +243,18 @@ static int measure(struct bench *b, const struct method *method,
 	}
 	for (i = 0; i < REPEAT; i++) {
 		rest();
+		before = switches();
 		start = now();
 		ret = method->run(b, nr);
 		sample[i] = now() - start;
+		result->switches += switches() - before;
 		if (ret)
 			return ret;
 	}
 	qsort(sample, REPEAT, sizeof(sample[0]), cmp);
 	result->median = sample[REPEAT / 2];
 	result->min = sample[0];
+	result->max = sample[REPEAT - 1];
 	/* What is left of a yielding waiter's signals. */
 	eventfd_take(b->vq.callfd);
 	return 0;
@@ -248,6 +293,13 @@ static int table(struct bench *b, const char *title)
 			printf(" | %8llu %8llu %5.2f", result[m][s].median,
 			       result[m][s].min, (double)result[m][s].median /
 						 result[0][s].median);
+		printf("\n");
+	}
+	for (m = 0; m < NR_METHODS; m++) {
+		printf("  %-26s", methods[m].name);
+		for (s = 0; s < NR_SIZES; s++)
+			printf(" | at most %8llu sw %3lu", result[m][s].max,
+			       result[m][s].switches);
 		printf("\n");
 	}
 	for (m = 0; m < NR_METHODS; m++)
@@ -296,7 +348,8 @@ int main(int argc, char **argv)
 	printf("= host|%s\n", b.vmm.dev[0].at.caps.name);
 	printf("Host IOMMU: %s. From the first byte of the request until its completion is\n"
 	       "seen: median and minimum of %u, and the median's ratio to the ioctl in the\n"
-	       "vendor's format. Instructions where the clock counts them, else nanoseconds.\n",
+	       "vendor's format; then the maximum, and context switches in all (sw).\n"
+	       "Instructions where the clock counts them, else nanoseconds.\n",
 	       b.vmm.dev[0].at.caps.name, REPEAT);
 	b.stride = 1ULL << b.vmm.granule;
 	ret = table(&b, "adjacent pages");
