@@ -271,10 +271,12 @@ static int flush_entries(struct vhost_iommu_vq *q,
 	rc = iommufd_inval_flush(tgt->inval, q->entries, nr, &q->buf, &done);
 	if (!rc && done != nr)
 		rc = -EIO;
-	trace_vhost_iommu_flush(to_vhost_iommu(q)->id, domain->id,
-				iommufd_inval_name(tgt->inval), tgt->tag,
-				first->scope == IOMMU_INVAL_SCOPE_DEVICE, nr,
-				first->start, first->last, rc);
+	if (trace_vhost_iommu_flush_enabled())
+		trace_vhost_iommu_flush(to_vhost_iommu(q)->id, domain->id,
+					iommufd_inval_name(tgt->inval),
+					tgt->tag,
+					first->scope == IOMMU_INVAL_SCOPE_DEVICE,
+					nr, first->start, first->last, rc);
 	return rc;
 }
 
@@ -328,9 +330,11 @@ static int flush_endpoint(struct vhost_iommu_vq *q,
 	return flush_entries(q, domain, tgt, nr);
 }
 
+/* Flush @nr items of one domain, which @descs descriptors were joined to. */
 static int flush_domain(struct vhost_iommu_vq *q,
 			struct vhost_iommu_domain *domain,
-			const struct vhost_iommu_item *items, unsigned int nr)
+			const struct vhost_iommu_item *items, unsigned int nr,
+			unsigned int descs)
 {
 	const struct vhost_iommu_tgt *tgt;
 	const struct vhost_iommu_ep *ep;
@@ -349,13 +353,16 @@ static int flush_domain(struct vhost_iommu_vq *q,
 			break;
 	}
 
-	if (rc)
+	if (rc) {
 		atomic64_inc(&domain->errors);
-	else if (items[0].all)
+		return rc;
+	}
+	atomic64_add(descs, &domain->descs);
+	if (items[0].all)
 		atomic64_inc(&domain->wide);
 	else
 		atomic64_add(nr, &domain->ranges);
-	return rc;
+	return 0;
 }
 
 /*
@@ -430,6 +437,10 @@ static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr)
 	unsigned int first, end, done = nr;
 	bool failed = false;
 
+	/* What a strict unmap sends needs no joining. */
+	if (nr == 1)
+		return !flush_domain(q, q->items->domain, q->items, 1, 1);
+
 	sort_items(q->items, nr);
 	for (first = 0; first < nr; first = end) {
 		struct vhost_iommu_item *items = &q->items[first];
@@ -445,9 +456,8 @@ static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr)
 		/* After a failure the rest is left to the driver's retry. */
 		if (!failed) {
 			joined = join_items(items, end - first);
-			failed = flush_domain(q, domain, items, joined);
-			if (!failed)
-				atomic64_add(end - first, &domain->descs);
+			failed = flush_domain(q, domain, items, joined,
+					      end - first);
 		}
 		if (failed)
 			done = min(done, lowest);
@@ -693,7 +703,7 @@ static void serve_queue(struct vhost_iommu_vq *q, unsigned int budget,
 {
 	struct vhost_virtqueue *vq = &q->vq;
 	struct vhost_dev *dev = vq->dev;
-	bool used = false, polls;
+	bool used = false, left = false, polls;
 	unsigned int in, out;
 	int head, len;
 
@@ -706,9 +716,18 @@ static void serve_queue(struct vhost_iommu_vq *q, unsigned int budget,
 	polls = by == VHOST_IOMMU_BY_WORKER && poll_pays(q);
 
 	vhost_disable_notify(dev, vq);
-	while (q->cost < budget) {
-		head = vhost_get_vq_desc(vq, vq->iov, ARRAY_SIZE(vq->iov),
-					 &out, &in, NULL, NULL);
+	for (;;) {
+		if (q->cost >= budget) {
+			left = !vhost_vq_avail_empty(dev, vq) ||
+			       vhost_enable_notify(dev, vq);
+			break;
+		}
+		/* Asking for kicks looks for more as well. */
+		head = vq->num;
+		if (!used || vq->avail_idx != vq->last_avail_idx)
+			head = vhost_get_vq_desc(vq, vq->iov,
+						 ARRAY_SIZE(vq->iov), &out, &in,
+						 NULL, NULL);
 		if (head < 0) {
 			stop_malformed(q, head);
 			break;
@@ -741,8 +760,8 @@ static void serve_queue(struct vhost_iommu_vq *q, unsigned int budget,
 	}
 	signal_used(q, &used);
 
-	WRITE_ONCE(q->backlog, q->cost >= budget);
-	if (q->backlog)
+	WRITE_ONCE(q->backlog, left);
+	if (left)
 		vhost_poll_queue(&vq->poll);
 	if (poll_time(q))
 		WRITE_ONCE(q->idle_since, ktime_get());
@@ -782,20 +801,29 @@ static void free_vhost_iommu(struct kref *refs)
 	module_put(THIS_MODULE);
 }
 
+/* The thread has left the address space of the VMM: it exits. */
+static void leave_to_worker(struct vhost_iommu_vq *q)
+{
+	mutex_lock(&q->vq.mutex);
+	if (vhost_vq_get_backend(&q->vq))
+		vhost_poll_queue(&q->vq.poll);
+	mutex_unlock(&q->vq.mutex);
+}
+
 static void serve_inline(struct callback_head *work)
 {
 	struct vhost_iommu_vq *q =
 		container_of(work, struct vhost_iommu_vq, work);
 	struct vhost_iommu *vi = to_vhost_iommu(q);
-	unsigned int budget = VHOST_IOMMU_BUDGET_INLINE;
 
 	/* From here on the next kick may queue @work anew. */
 	clear_bit_unlock(0, &q->work_queued);
 
-	/* A thread that exits has no address space: all is left to the worker. */
-	if (current->mm != READ_ONCE(vi->dev.mm))
-		budget = 0;
-	serve_queue(q, budget, VHOST_IOMMU_BY_INLINE);
+	if (likely(current->mm == READ_ONCE(vi->dev.mm)))
+		serve_queue(q, VHOST_IOMMU_BUDGET_INLINE,
+			    VHOST_IOMMU_BY_INLINE);
+	else
+		leave_to_worker(q);
 	kref_put(&vi->refs, free_vhost_iommu);
 }
 

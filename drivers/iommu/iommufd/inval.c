@@ -37,12 +37,14 @@
  * @ictx: context, held by a reference to its file
  * @obj: nested HWPT or vIOMMU, held by its users count only: destroying it is
  *       refused with EBUSY, and nobody ever waits for it
+ * @fmt: format of its driver
  * @inflight: 1 for the binding and 1 for each flush that runs
  * @idle: @inflight has reached 0
  */
 struct iommufd_inval {
 	struct iommufd_ctx *ictx;
 	struct iommufd_object *obj;
+	const struct iommu_inval_fmt *fmt;
 	refcount_t inflight;
 	struct completion idle;
 };
@@ -225,11 +227,12 @@ static int batch_add(struct inval_batch *b, const struct iommu_inval_generic *e)
 }
 
 static void batch_init(struct inval_batch *b, struct iommufd_object *obj,
+		       const struct iommu_inval_fmt *fmt,
 		       struct iommufd_inval_buf *buf)
 {
 	*b = (struct inval_batch){
 		.obj = obj,
-		.fmt = inval_fmt(obj),
+		.fmt = fmt,
 		.caps = inval_caps(obj),
 		.data = buf->data,
 	};
@@ -273,7 +276,7 @@ int iommufd_inval_ioctl(struct iommufd_object *obj,
 		return -ENOMEM;
 
 	array->entry_num = entry_num;
-	batch_init(&b, obj, buf);
+	batch_init(&b, obj, inval_fmt(obj), buf);
 	for (; b.next < entry_num; b.next++) {
 		rc = iommu_copy_struct_from_user_array(&e, array,
 						       IOMMU_HWPT_INVALIDATE_DATA_GENERIC,
@@ -338,6 +341,7 @@ struct iommufd_inval *iommufd_inval_bind(struct file *filp, u32 id)
 
 	inval->ictx = ictx;
 	inval->obj = obj;
+	inval->fmt = inval_fmt(obj);
 	refcount_set(&inval->inflight, 1);
 	init_completion(&inval->idle);
 	return inval;
@@ -400,7 +404,7 @@ EXPORT_SYMBOL_NS_GPL(iommufd_inval_caps, "IOMMUFD");
  */
 const char *iommufd_inval_name(const struct iommufd_inval *inval)
 {
-	return inval_fmt(inval->obj)->name;
+	return inval->fmt->name;
 }
 EXPORT_SYMBOL_NS_GPL(iommufd_inval_name, "IOMMUFD");
 
@@ -452,7 +456,7 @@ int iommufd_inval_flush(struct iommufd_inval *inval,
 	if (!refcount_inc_not_zero(&inval->inflight))
 		return -ENODEV;
 
-	batch_init(&b, inval->obj, buf);
+	batch_init(&b, inval->obj, inval->fmt, buf);
 	for (; b.next < nr; b.next++) {
 		rc = batch_add(&b, &entries[b.next]);
 		if (rc)
