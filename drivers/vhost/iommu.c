@@ -140,11 +140,12 @@ struct vhost_iommu_domain {
 };
 
 /**
- * struct vhost_iommu_item - A descriptor that passed all checks
+ * struct vhost_iommu_item - Descriptors that passed all checks, joined
  * @domain: the domain, kept by bind_rwsem
  * @start: first byte; 0 for the whole domain
  * @last: last byte; U64_MAX for the whole domain
- * @index: position of the descriptor in the request
+ * @index: position of the first descriptor in the request
+ * @descs: number of descriptors
  * @leaf_shift: log2 of the smallest leaf that changed, or 0
  * @leaf: no table entry changed
  * @all: the whole domain
@@ -154,6 +155,7 @@ struct vhost_iommu_item {
 	u64 start;
 	u64 last;
 	u16 index;
+	u16 descs;
 	u8 leaf_shift;
 	bool leaf;
 	bool all;
@@ -191,7 +193,7 @@ static_assert(offsetof(struct vhost_iommu_req, descs) ==
  * @requests: requests that were answered, for each VHOST_IOMMU_BY_*
  * @malformed: times that the ring was found malformed
  * @req: the request as copied from the guest
- * @items: descriptors that passed all checks
+ * @items: what is to be flushed
  * @entries: joined ranges of one domain, as iommufd takes them
  * @buf: vendor entries
  */
@@ -393,29 +395,39 @@ static void sort_items(struct vhost_iommu_item *items, unsigned int nr)
 }
 
 /*
- * Join, in place, the items of one domain, which are sorted by start. The
- * result covers each of them: the union of two ranges that overlap or touch is
- * one range, it is LEAF only if both are, and its leaves are of a known size
- * only if those of both are of the same. Too many become all.
+ * Join @next to @cur if it starts in it or right after it. The result covers
+ * both: the union of two ranges that overlap or touch is one range, it is LEAF
+ * only if both are, and its leaves are of a known size only if those of both are
+ * of the same.
+ */
+static bool join_item(struct vhost_iommu_item *cur,
+		      const struct vhost_iommu_item *next)
+{
+	if (next->domain != cur->domain || next->start < cur->start ||
+	    (cur->last != U64_MAX && next->start > cur->last + 1))
+		return false;
+	cur->last = max(cur->last, next->last);
+	cur->index = min(cur->index, next->index);
+	cur->descs += next->descs;
+	cur->leaf &= next->leaf;
+	if (cur->leaf_shift != next->leaf_shift)
+		cur->leaf_shift = 0;
+	cur->all |= next->all;
+	return true;
+}
+
+/*
+ * Join, in place, the items of one domain, which are sorted by start. Too many
+ * become all.
  */
 static unsigned int join_items(struct vhost_iommu_item *items, unsigned int nr)
 {
 	struct vhost_iommu_item *cur = items;
 	unsigned int i;
 
-	for (i = 1; i < nr; i++) {
-		struct vhost_iommu_item *next = &items[i];
-
-		if (cur->last != U64_MAX && next->start > cur->last + 1) {
-			*++cur = *next;
-			continue;
-		}
-		cur->last = max(cur->last, next->last);
-		cur->leaf &= next->leaf;
-		if (cur->leaf_shift != next->leaf_shift)
-			cur->leaf_shift = 0;
-		cur->all |= next->all;
-	}
+	for (i = 1; i < nr; i++)
+		if (!join_item(cur, &items[i]))
+			*++cur = items[i];
 
 	nr = cur - items + 1;
 	/* An item with all starts at 0 and ends at the top: it is alone now. */
@@ -429,35 +441,37 @@ static unsigned int join_items(struct vhost_iommu_item *items, unsigned int nr)
 }
 
 /*
- * Flush checked descriptors, domain by domain. Returns how many, from the first
- * descriptor on, are done; others may be done as well.
+ * Flush @nr items that @descs descriptors have become, domain by domain. Returns
+ * how many, from the first descriptor on, are done; others may be done as well.
  */
-static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr)
+static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr,
+				unsigned int descs)
 {
-	unsigned int first, end, done = nr;
+	unsigned int first, end, done = descs;
 	bool failed = false;
 
-	/* What a strict unmap sends needs no joining. */
+	/* The usual request has become one item. */
 	if (nr == 1)
-		return !flush_domain(q, q->items->domain, q->items, 1, 1);
+		return flush_domain(q, q->items->domain, q->items, 1, descs) ?
+			       0 : descs;
 
 	sort_items(q->items, nr);
 	for (first = 0; first < nr; first = end) {
 		struct vhost_iommu_item *items = &q->items[first];
 		struct vhost_iommu_domain *domain = items->domain;
-		unsigned int lowest = nr, joined;
+		unsigned int lowest = descs, sum = 0, joined;
 
 		for (end = first; end < nr; end++) {
 			if (q->items[end].domain != domain)
 				break;
 			lowest = min(lowest, q->items[end].index);
+			sum += q->items[end].descs;
 		}
 
 		/* After a failure the rest is left to the driver's retry. */
 		if (!failed) {
 			joined = join_items(items, end - first);
-			failed = flush_domain(q, domain, items, joined,
-					      end - first);
+			failed = flush_domain(q, domain, items, joined, sum);
 		}
 		if (failed)
 			done = min(done, lowest);
@@ -465,13 +479,16 @@ static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr)
 	return done;
 }
 
-/* Check one descriptor, in the order that the specification gives [INV-D-25]. */
+/*
+ * Check one descriptor, in the order that the specification gives [INV-D-25].
+ * @domain: that of the descriptor before, or NULL; most often the same
+ */
 static u8 check_desc(struct vhost_iommu *vi,
 		     const struct virtio_iommu_inv_desc *desc,
+		     struct vhost_iommu_domain *domain,
 		     struct vhost_iommu_item *item)
 {
 	u16 flags = le16_to_cpu(desc->flags);
-	struct vhost_iommu_domain *domain;
 	u64 mask;
 
 	*item = (struct vhost_iommu_item){
@@ -498,7 +515,8 @@ static u8 check_desc(struct vhost_iommu *vi,
 		return VIRTIO_IOMMU_S_INVAL;
 	}
 
-	domain = xa_load(&vi->domains, le32_to_cpu(desc->domain));
+	if (!domain || domain->id != le32_to_cpu(desc->domain))
+		domain = xa_load(&vi->domains, le32_to_cpu(desc->domain));
 	if (!domain)
 		return VIRTIO_IOMMU_S_NOENT;
 	item->domain = domain;
@@ -526,18 +544,24 @@ static u8 check_desc(struct vhost_iommu *vi,
 static u8 serve_descs(struct vhost_iommu_vq *q, unsigned int nr, u32 *done)
 {
 	struct vhost_iommu *vi = to_vhost_iommu(q);
+	struct vhost_iommu_domain *domain = NULL;
+	struct vhost_iommu_item *item = q->items;
 	u8 status = VIRTIO_IOMMU_S_OK;
 	unsigned int i;
 
 	down_read(&vi->bind_rwsem);
 	for (i = 0; i < nr; i++) {
-		status = check_desc(vi, &q->req.descs[i],
-				    &q->items[i]);
+		status = check_desc(vi, &q->req.descs[i], domain, item);
 		if (status != VIRTIO_IOMMU_S_OK)
 			break;
-		q->items[i].index = i;
+		item->index = i;
+		item->descs = 1;
+		domain = item->domain;
+		/* The usual request is one range, in order. */
+		if (!i || !join_item(item - 1, item))
+			item++;
 	}
-	*done = flush_items(q, i);
+	*done = flush_items(q, item - q->items, i);
 	up_read(&vi->bind_rwsem);
 
 	return *done < i ? VIRTIO_IOMMU_S_DEVERR : status;
