@@ -2976,14 +2976,16 @@ static struct served count_served(struct __test_metadata *_metadata,
 {
 	char dir[256], path[300], buf[8192];
 	struct served n;
+	int rc;
 
 	if (access(DEBUGFS "/vhost-iommu", F_OK))
 		mount("debugfs", DEBUGFS, "debugfs", 0, NULL);
 	ASSERT_TRUE(find_debugfs(dir, sizeof(dir), "domain 257 "));
 	snprintf(path, sizeof(path), "%s/queues", dir);
 	read_file(path, buf, sizeof(buf));
-	ASSERT_EQ(3, sscanf(buf, "queue 0 %*s worker %u inline %u polled %u ",
-			    &n.worker, &n.in_line, &n.polled));
+	rc = sscanf(buf, "queue 0 %*s worker %u inline %u polled %u ",
+		    &n.worker, &n.in_line, &n.polled);
+	ASSERT_EQ(3, rc);
 	return n;
 }
 
@@ -3189,8 +3191,10 @@ struct held {
 	int pipefd[2];
 	pthread_t thread;
 	pid_t pid;
-	char stack[65536] __attribute__((aligned(16)));
+	char *stack;
 };
+
+#define HELD_STACK	65536
 
 static int held_submit(void *arg)
 {
@@ -3235,7 +3239,9 @@ static struct held *hold(struct __test_metadata *_metadata,
 	ASSERT_EQ(0, syscall(SYS_io_setup, 2, &h->ctx));
 	eventfd_take(h->vq->kickfd);
 	if (process) {
-		h->pid = clone(held_submit, h->stack + sizeof(h->stack),
+		h->stack = aligned_alloc(16, HELD_STACK);
+		ASSERT_NE(NULL, h->stack);
+		h->pid = clone(held_submit, h->stack + HELD_STACK,
 			       CLONE_VM | CLONE_FILES | SIGCHLD, h);
 		ASSERT_LT(0, h->pid);
 	} else {
@@ -3264,6 +3270,7 @@ static void let_go(struct __test_metadata *_metadata, struct held *h)
 	close(h->memfd);
 	close(h->pipefd[0]);
 	close(h->pipefd[1]);
+	free(h->stack);
 	free(h);
 }
 
