@@ -2863,7 +2863,11 @@ TEST_F(vi, debugfs)
 	EXPECT_NE(NULL, strstr(buf, path)) {
 		TH_LOG("%s", buf);
 	}
-	EXPECT_NE(NULL, strstr(buf, "queue 1 running worker 0 inline 0 polled 0 malformed 0\n")) {
+	snprintf(path, sizeof(path),
+		 "queue 1 running worker %u inline %u polled 0 malformed 0\n",
+		 self->mode == VHOST_IOMMU_MODE_WORKER,
+		 self->mode != VHOST_IOMMU_MODE_WORKER);
+	EXPECT_NE(NULL, strstr(buf, path)) {
 		TH_LOG("%s", buf);
 	}
 
