@@ -78,7 +78,10 @@ link_files() {
 	done <"$dir/.git/lab-files" >>"$dir/.git/info/exclude"
 	if [[ $what == qemu ]]; then
 		import_header "$dir" "$dir"
-		echo "/$qemu_headers/$(basename "$wire_header")" >>"$dir/.git/info/exclude"
+		{
+			echo "/$qemu_headers/$(basename "$wire_header")"
+			printf "/$qemu_ioctl_headers/%s\n" "${ioctl_headers[@]##*/}"
+		} >>"$dir/.git/info/exclude"
 	fi
 }
 

@@ -56,14 +56,19 @@ not_ours() {
 
 wire_header=include/uapi/linux/virtio_iommu_stage1.h
 qemu_headers=include/standard-headers/linux
+# QEMU has headers of ioctls elsewhere, as they are.
+ioctl_headers=(include/uapi/linux/vhost_iommu.h)
+qemu_ioctl_headers=linux-headers/linux
 
-# import_header BASE TREE: the wire header, as QEMU's own script (that of BASE) imports headers of Linux
+# import_header BASE TREE: our headers, as QEMU's own script (that of BASE) imports headers of Linux
 import_header() (
 	# shellcheck disable=SC2034 # used by cp_portable
 	arch=
 	eval "$(sed -n '/^cp_portable()/,/^}/p' "$1/scripts/update-linux-headers.sh")"
 	mkdir -p "$2/$qemu_headers"
 	cp_portable "$repo/$wire_header" "$2/$qemu_headers"
+	mkdir -p "$2/$qemu_ioctl_headers"
+	cp "${ioctl_headers[@]/#/$repo/}" "$2/$qemu_ioctl_headers/"
 )
 
 series() {
@@ -91,7 +96,7 @@ tree_hash() {
 			fi | xargs -r -d '\n' sha256sum
 		else
 			cd "$repo/qemu" && qemu_files | xargs -r -d '\n' sha256sum
-			sha256sum "$lab"/qemu-*.mak "$repo/$wire_header" | sed "s; .*/; ;"
+			sha256sum "$lab"/qemu-*.mak "$repo/$wire_header" "${ioctl_headers[@]/#/$repo/}" | sed "s; .*/; ;"
 		fi
 	} | sha256sum | cut -d' ' -f1
 }
