@@ -8,6 +8,7 @@
 #include "qemu/bitops.h"
 #include "qapi/qapi-commands-virtio.h"
 #include "hw/virtio/virtio-iommu-stage1.h"
+#include "hw/virtio/virtio-iommu-vhost.h"
 #include "standard-headers/linux/virtio_iommu_stage1.h"
 #include "virtio-iommu-check.h"
 
@@ -144,6 +145,7 @@ static VirtioIommuInfo *query_device(VirtIOIOMMU *s)
     if (s->check) {
         info->check = virtio_iommu_check_query(s->check);
     }
+    info->vhost = virtio_iommu_vhost_query(s);
     info->faults_reported = s->counters.faults_reported;
     info->faults_dropped = s->counters.faults_dropped;
     return info;

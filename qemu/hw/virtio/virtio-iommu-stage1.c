@@ -18,6 +18,8 @@
 #include "qapi/error.h"
 #include "system/address-spaces.h"
 #include "hw/virtio/virtio-iommu-stage1.h"
+#include "hw/virtio/virtio-iommu-vhost.h"
+#include "hw/virtio/virtio-pci.h"
 #include "standard-headers/linux/virtio_iommu_stage1.h"
 #include "trace.h"
 #include "virtio-iommu-check.h"
@@ -39,6 +41,47 @@
  * Requests of the request queue
  */
 
+typedef struct FindKeeper {
+    AddressSpace *as;
+    bool found;
+} FindKeeper;
+
+static void find_keeper_on_bus(PCIBus *bus, PCIDevice *pdev, void *opaque)
+{
+    FindKeeper *find = opaque;
+    VirtIOPCIProxy *proxy;
+    VirtIODevice *vdev;
+    VirtioDeviceClass *vdc;
+
+    proxy = (VirtIOPCIProxy *)object_dynamic_cast(OBJECT(pdev),
+                                                  TYPE_VIRTIO_PCI);
+    vdev = proxy ? virtio_bus_get_device(&proxy->bus) : NULL;
+    if (!vdev || pci_device_iommu_address_space(pdev) != find->as) {
+        return;
+    }
+    vdc = VIRTIO_DEVICE_GET_CLASS(vdev);
+    find->found |= vdc->get_vhost && vdc->get_vhost(vdev);
+}
+
+static void find_keeper(PCIBus *bus, void *opaque)
+{
+    pci_for_each_device_under_bus(bus, find_keeper_on_bus, opaque);
+}
+
+/*
+ * Whether a device behind the endpoint keeps translations until it is told that
+ * they end. Devices served by vhost do, when their driver starts them. This is
+ * asked before, so notifiers do not show it.
+ */
+static bool keeps_translations(VirtIOIOMMU *s, IOMMUDevice *sdev)
+{
+    FindKeeper find = { .as = &sdev->as };
+
+    pci_for_each_bus(s->primary_bus, find_keeper, &find);
+    return find.found ||
+           (sdev->iommu_mr.iommu_notify_flags & IOMMU_NOTIFIER_UNMAP);
+}
+
 /*
  * Stage 1 of an assigned device is not here. What x-map-endpoint names is
  * treated as one.
@@ -54,12 +97,37 @@ static bool is_emulated(VirtIOIOMMU *s, IOMMUDevice *sdev)
     if (sdev->iommu_mr.iommu_notify_flags & IOMMU_NOTIFIER_MAP) {
         return false;
     }
+    if (virtio_iommu_vhost_active(s) && keeps_translations(s, sdev)) {
+        return false;
+    }
     g_hash_table_iter_init(&iter, s->host_iommu_devices);
     while (g_hash_table_iter_next(&iter, NULL, (void **)&hiod)) {
         if (hiod->aliased_bus == sdev->bus &&
             hiod->aliased_devfn == sdev->devfn) {
             return false;
         }
+    }
+    return true;
+}
+
+/*
+ * The devices that are known to ask for this were offered no table. Whatever
+ * else asks would never hear of an invalidation.
+ */
+bool virtio_iommu_stage1_check_notifier(VirtIOIOMMU *s, IOMMUDevice *sdev,
+                                        Error **errp)
+{
+    uint32_t id = PCI_BUILD_BDF(pci_bus_num(sdev->bus), sdev->devfn);
+    VirtIOIOMMUEndpoint *ep;
+
+    QEMU_LOCK_GUARD(&s->mutex);
+    ep = s->endpoints ? g_tree_lookup(s->endpoints, GUINT_TO_POINTER(id)) :
+                        NULL;
+    if (virtio_iommu_vhost_active(s) && ep && ep->domain &&
+        ep->domain->table) {
+        error_setg(errp, "virtio-iommu: endpoint 0x%x has a stage-1 table, and "
+                   "with vhost=on nobody can be told of its invalidations", id);
+        return false;
     }
     return true;
 }
@@ -225,6 +293,12 @@ static VirtIOIOMMUDomain *find_domain(VirtIOIOMMU *s, uint32_t id)
     return g_tree_lookup(s->domains, GUINT_TO_POINTER(id));
 }
 
+static void use_table(VirtIOIOMMU *s, VirtIOIOMMUTable *table)
+{
+    virtio_iommu_table_set_check(table, s->check);
+    virtio_iommu_table_set_uncached(table, virtio_iommu_vhost_active(s));
+}
+
 static void leave_domain(VirtIOIOMMU *s, VirtIOIOMMUEndpoint *ep)
 {
     VirtIOIOMMUDomain *domain = ep->domain;
@@ -299,7 +373,7 @@ static int attach_table(VirtIOIOMMU *s,
     if (!domain) {
         domain = virtio_iommu_get_domain(s, domain_id, false);
         domain->table = virtio_iommu_table_new(&cfg);
-        virtio_iommu_table_set_check(domain->table, s->check);
+        use_table(s, domain->table);
     }
     QLIST_INSERT_HEAD(&domain->endpoint_list, ep, next);
     ep->domain = domain;
@@ -559,6 +633,11 @@ static void handle_invalq(VirtIODevice *vdev, VirtQueue *vq)
     int i = virtio_get_queue_index(vq) - VIRTIO_IOMMU_VQ_INVAL_FIRST;
     VirtIOIOMMU *s = VIRTIO_IOMMU(vdev);
 
+    if (virtio_iommu_vhost_active(s)) {
+        /* A kick that vhost-iommu did not get: it looks when it starts */
+        trace_virtio_iommu_vhost_kick(i);
+        return;
+    }
     if (!s->check || !virtio_iommu_check_hold(s->check, vq)) {
         serve_invalq(&s->invalqs[i]);
     }
@@ -574,6 +653,10 @@ void virtio_iommu_stage1_set_status(VirtIOIOMMU *s, uint8_t status)
                (status & VIRTIO_CONFIG_S_DRIVER_OK);
     int i;
 
+    if (virtio_iommu_vhost_active(s)) {
+        virtio_iommu_vhost_set_status(s, status);
+        return;
+    }
     for (i = 0; s->stage1 && i < s->num_invalqs; i++) {
         if (run) {
             qemu_bh_schedule(s->invalqs[i].bh);
@@ -733,7 +816,7 @@ static gboolean check_loaded_domain(gpointer key, gpointer value, gpointer data)
                    domain->bypass ? "is in bypass" : "it has mappings, too");
         return true;
     }
-    virtio_iommu_table_set_check(domain->table, check->s->check);
+    use_table(check->s, domain->table);
     QLIST_FOREACH(ep, &domain->endpoint_list, next) {
         if (!is_emulated(check->s, container_of(ep->iommu_mr, IOMMUDevice,
                                                 iommu_mr))) {

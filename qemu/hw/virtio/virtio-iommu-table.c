@@ -6,6 +6,9 @@
  * driver that forgets an invalidation, or asks for too little, sees the old
  * entry. That an entry is not present is never cached.
  *
+ * Where others serve the invalidations, nothing is cached: see
+ * virtio-iommu-vhost.c.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
@@ -23,6 +26,7 @@ enum { LEAVES, TABLES, NR_KINDS };
 
 struct VirtIOIOMMUTable {
     VirtIOIOMMUTableConfig cfg;
+    bool uncached;
     /*
      * VirtIOIOMMUCached by number, for each log2 of the size that entries
      * cover. In @entries, the next one to be checked is the first.
@@ -95,6 +99,9 @@ static void cache_add(VirtIOIOMMUTable *t, int kind, uint8_t shift,
 {
     VirtIOIOMMUCached *e;
 
+    if (t->uncached) {
+        return;
+    }
     if (t->nr_cached >= CACHE_ENTRIES_MAX) {
         cache_drop_all(t);
     }
@@ -168,6 +175,11 @@ VirtIOIOMMUTable *virtio_iommu_table_new(const VirtIOIOMMUTableConfig *cfg)
 void virtio_iommu_table_set_check(VirtIOIOMMUTable *t, VirtIOIOMMUCheck *check)
 {
     t->check = check;
+}
+
+void virtio_iommu_table_set_uncached(VirtIOIOMMUTable *t, bool uncached)
+{
+    t->uncached = uncached;
 }
 
 const VirtIOIOMMUTableConfig *virtio_iommu_table_config(VirtIOIOMMUTable *t)

@@ -32,6 +32,9 @@ VirtIOIOMMUTable *virtio_iommu_table_new(const VirtIOIOMMUTableConfig *cfg);
 /* Nothing is cached yet. @check may be NULL */
 void virtio_iommu_table_set_check(VirtIOIOMMUTable *t, VirtIOIOMMUCheck *check);
 
+/* Nothing is cached yet. Tables are cached unless this says otherwise. */
+void virtio_iommu_table_set_uncached(VirtIOIOMMUTable *t, bool uncached);
+
 const VirtIOIOMMUTableConfig *virtio_iommu_table_config(VirtIOIOMMUTable *t);
 
 void virtio_iommu_table_count_cached(VirtIOIOMMUTable *t, uint32_t *leaves,

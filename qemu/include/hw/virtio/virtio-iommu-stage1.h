@@ -42,6 +42,10 @@ void virtio_iommu_stage1_get_config(VirtIOIOMMU *s, uint8_t *config_data);
 ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
                                   uint8_t *buf, size_t free);
 
+/* Whether translations of the endpoint can be kept until a notifier is called */
+bool virtio_iommu_stage1_check_notifier(VirtIOIOMMU *s, IOMMUDevice *sdev,
+                                        Error **errp);
+
 /*
  * Whether MAP may map the addresses from @start to @last in a domain without a
  * table

@@ -61,4 +61,28 @@ bool virtio_iommu_vhost_set_iommufd(VirtIOIOMMU *s, int fd, Error **errp);
  */
 bool virtio_iommu_vhost_active(VirtIOIOMMU *s);
 
+/*
+ * For the device itself. The BQL is enough.
+ */
+
+/* Checks the properties and, with vhost=on, opens vhost-iommu. */
+bool virtio_iommu_vhost_realize(VirtIOIOMMU *s, Error **errp);
+/* Stops the queues, before domains go; and closes vhost-iommu after them. */
+void virtio_iommu_vhost_stop(VirtIOIOMMU *s);
+void virtio_iommu_vhost_unrealize(VirtIOIOMMU *s);
+
+/* Those of @features that can be offered */
+uint64_t virtio_iommu_vhost_get_features(VirtIOIOMMU *s, uint64_t features);
+
+/* For VirtioDeviceClass::set_status */
+void virtio_iommu_vhost_set_status(VirtIOIOMMU *s, uint8_t status);
+
+/* VirtioDeviceClass::get_vhost, guest_notifier_mask, guest_notifier_pending */
+struct vhost_dev *virtio_iommu_vhost_get(VirtIODevice *vdev);
+void virtio_iommu_vhost_mask(VirtIODevice *vdev, int idx, bool mask);
+bool virtio_iommu_vhost_pending(VirtIODevice *vdev, int idx);
+
+/* For x-query-virtio-iommu. NULL with vhost=off */
+VirtioIommuVhostInfo *virtio_iommu_vhost_query(VirtIOIOMMU *s);
+
 #endif
