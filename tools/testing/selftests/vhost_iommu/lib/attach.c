@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <linux/iommufd.h>
-#include <linux/vfio.h>
 
 #include "attach.h"
 #include "util.h"
@@ -65,27 +64,6 @@ int attach_destroy(struct attach_host *host, __u32 id)
 	return ioctl(host->iommufd, IOMMU_DESTROY, &cmd) ? -errno : 0;
 }
 
-int attach_vfio(struct attach_dev *dev, __u32 pt_id)
-{
-	struct vfio_device_attach_iommufd_pt cmd = {
-		.argsz = sizeof(cmd),
-		.pt_id = pt_id,
-	};
-
-	return ioctl(dev->vfio_fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd) ?
-		-errno : 0;
-}
-
-int attach_vfio_detach(struct attach_dev *dev)
-{
-	struct vfio_device_detach_iommufd_pt cmd = {
-		.argsz = sizeof(cmd),
-	};
-
-	return ioctl(dev->vfio_fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &cmd) ?
-		-errno : 0;
-}
-
 int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len)
 {
 	__u64 hw[32] = {};
@@ -117,7 +95,7 @@ int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len)
 	ret = dev->ops->probe(dev, hw, cmd.data_len, why, why_len);
 	if (ret)
 		return ret;
-	return dev->ops->add(dev, hw, why, why_len);
+	return dev->ops->add(dev, why, why_len);
 }
 
 void attach_dev_exit(struct attach_dev *dev)

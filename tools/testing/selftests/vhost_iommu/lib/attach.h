@@ -26,7 +26,22 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <linux/types.h>
-#include <linux/virtio_iommu_stage1.h>
+
+/**
+ * enum attach_inval_flags - What commands for its caches the IOMMU has
+ * @ATTACH_INVAL_RANGE: they take a range
+ * @ATTACH_INVAL_DS: 52-bit addresses with small granules
+ * @ATTACH_INVAL_ATS: there are some for device TLBs
+ * @ATTACH_INVAL_PASID: those for device TLBs take a PASID
+ * @ATTACH_INVAL_REPEAT: erratum: each call is to be made once more
+ */
+enum attach_inval_flags {
+	ATTACH_INVAL_RANGE = 1 << 0,
+	ATTACH_INVAL_DS = 1 << 1,
+	ATTACH_INVAL_ATS = 1 << 2,
+	ATTACH_INVAL_PASID = 1 << 3,
+	ATTACH_INVAL_REPEAT = 1 << 4,
+};
 
 /**
  * struct attach_caps - What a device can take
@@ -41,6 +56,8 @@
  * @identity_start: a window that every table has to map to itself, because the
  *                  host's interrupt doorbells are in it
  * @identity_last: its last byte; 0 when there is none
+ * @inval_flags: enum attach_inval_flags
+ * @tag_bits: width of a tag, or 0 when there are no tags
  */
 struct attach_caps {
 	const char *name;
@@ -52,6 +69,8 @@ struct attach_caps {
 	unsigned int domains;
 	__u64 identity_start;
 	__u64 identity_last;
+	__u32 inval_flags;
+	__u8 tag_bits;
 };
 
 /**
@@ -99,6 +118,18 @@ struct attach_target {
 };
 
 struct attach_ops;
+struct attach_dev;
+
+/**
+ * struct attach_io - How a device goes to an HWPT, and from all of them
+ * @attach: its DMA goes through the HWPT from now on, whatever it was before; on
+ *          error nothing has changed
+ * @detach: its DMA is blocked from now on; on error nothing has changed
+ */
+struct attach_io {
+	int (*attach)(struct attach_dev *dev, __u32 hwpt_id);
+	int (*detach)(struct attach_dev *dev);
+};
 
 /**
  * struct attach_host - What all devices share
@@ -107,6 +138,7 @@ struct attach_ops;
  * @gpa_last: last guest-physical address that RAM, hot-plugged RAM or a PCI
  *            window may ever use; what the host needs for itself goes above it
  * @priv: the vendor's, NULL at first
+ * @faults: attach_fault_next() will be asked for faults
  * @skip_config: for tests of tests: leave out the invalidation of cached
  *               configuration
  */
@@ -115,6 +147,7 @@ struct attach_host {
 	__u32 ioas_id;
 	__u64 gpa_last;
 	void *priv;
+	bool faults;
 	bool skip_config;
 };
 
@@ -122,21 +155,26 @@ struct attach_host {
  * struct attach_dev - A device
  * @host: what it shares
  * @ops: its vendor
+ * @io: how it is attached
  * @name: its PCI address, as in sysfs
- * @vfio_fd: VFIO device
+ * @vfio_fd: VFIO device, for attach_io_vfio
  * @dev_id: its ID in the iommufd
  * @virt_id: requester ID in the guest
  * @caps: what it can take
+ * @ats: it has a device TLB, and the vendor's driver leaves it to the user. No
+ *       vendor says so yet: those of SMMUv3 are not turned on.
  * @priv: the vendor's
  */
 struct attach_dev {
 	struct attach_host *host;
 	const struct attach_ops *ops;
+	const struct attach_io *io;
 	const char *name;
 	int vfio_fd;
 	__u32 dev_id;
 	__u64 virt_id;
 	struct attach_caps caps;
+	bool ats;
 	void *priv;
 };
 
@@ -171,8 +209,8 @@ struct attach_fault {
  * @inval_len: size of its invalidation entry
  * @probe: fills &attach_dev.caps from the answer of IOMMU_GET_HW_INFO; when the
  *         device cannot nest, -EOPNOTSUPP and a reason in @why
- * @add: what the device needs before it can be attached to any domain, with the
- *       answer that @probe has accepted; on error a reason in @why
+ * @add: what the device needs before it can be attached to any domain; on error
+ *       a reason in @why
  * @del: undoes @add
  * @prepare: see above; yields the same target again for a second device of the
  *           domain where one target serves both
@@ -189,8 +227,7 @@ struct attach_ops {
 	__u32 inval_len;
 	int (*probe)(struct attach_dev *dev, const void *hw, size_t len,
 		     char *why, size_t why_len);
-	int (*add)(struct attach_dev *dev, const void *hw, char *why,
-		   size_t why_len);
+	int (*add)(struct attach_dev *dev, char *why, size_t why_len);
 	void (*del)(struct attach_dev *dev);
 	int (*prepare)(struct attach_domain *dom, struct attach_dev *dev,
 		       struct attach_target *target);
@@ -208,9 +245,13 @@ extern const struct attach_ops attach_ops_smmuv3;
 /* Largest &attach_ops.inval_len. */
 #define ATTACH_INVAL_LEN_MAX	64
 
+/* For devices whose VFIO file is at hand. */
+extern const struct attach_io attach_io_vfio;
+
 /*
- * @host, @name, @vfio_fd, @dev_id and @virt_id are set. Finds the vendor, asks
- * what the device can do, and makes it ready. On error @why says what is missing.
+ * @host, @io, @name, @vfio_fd, @dev_id and @virt_id are set. Finds the vendor,
+ * asks what the device can do, and makes it ready. On error @why says what is
+ * missing.
  */
 int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len);
 /* Attached nowhere; the last of all devices takes what they shared with it. */
@@ -246,7 +287,5 @@ int attach_inval(struct attach_host *host, __u32 object_id, __u32 type,
 int attach_hwpt_alloc(struct attach_dev *dev, __u32 pt_id, __u32 flags,
 		      __u32 data_type, void *data, size_t len, __u32 *id);
 int attach_destroy(struct attach_host *host, __u32 id);
-int attach_vfio(struct attach_dev *dev, __u32 pt_id);
-int attach_vfio_detach(struct attach_dev *dev);
 
 #endif

@@ -25,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <linux/iommufd.h>
+#include <linux/virtio_iommu_stage1.h>
 
 #include "attach.h"
 #include "util.h"
@@ -36,14 +37,18 @@
 #define IDR0_TTF(idr)		FIELD(idr, 2, 2)
 #define IDR0_TTF_AARCH64	BIT(1)
 #define IDR0_COHACC		BIT(4)
+#define IDR0_ATS		BIT(10)
 #define IDR0_ASID16		BIT(12)
 #define IDR0_TTENDIAN(idr)	FIELD(idr, 21, 2)
 #define IDR0_TTENDIAN_BIG	3
+#define IDR1_SSIDSIZE(idr)	FIELD(idr, 6, 5)
 #define IDR3_FWB		BIT(8)
+#define IDR3_RIL		BIT(10)
 #define IDR5_OAS(idr)		FIELD(idr, 0, 3)
 #define IDR5_GRAN4K		BIT(4)
 #define IDR5_GRAN16K		BIT(5)
 #define IDR5_GRAN64K		BIT(6)
+#define IDR5_DS			BIT(31)
 
 /* Stream table entry, the part that is the guest's (5.2). */
 #define STE_0_V			BIT_ULL(0)
@@ -100,7 +105,7 @@
  * @parent_id: nesting parent
  * @viommu_id: vIOMMU
  * @eventq_id: vEVENTQ
- * @eventq: its file
+ * @eventq: its file, or -1 when nobody will ask for faults
  * @asids: number of ASIDs, 0 not used
  * @used: bit for each ASID that is taken
  * @repeat: erratum: TLBI and CFGI are to be issued once more
@@ -207,7 +212,18 @@ static int smmuv3_probe(struct attach_dev *dev, const void *hw, size_t len,
 		.domains = (idr0 & IDR0_ASID16 ? 1 << 16 : 1 << 8) - 1,
 		.identity_start = MSI_START,
 		.identity_last = MSI_LAST,
+		.tag_bits = idr0 & IDR0_ASID16 ? 16 : 8,
 	};
+	if (smmu->idr[3] & IDR3_RIL)
+		dev->caps.inval_flags |= ATTACH_INVAL_RANGE;
+	if (idr5 & IDR5_DS)
+		dev->caps.inval_flags |= ATTACH_INVAL_DS;
+	if (idr0 & IDR0_ATS)
+		dev->caps.inval_flags |= ATTACH_INVAL_ATS;
+	if (IDR1_SSIDSIZE(smmu->idr[1]))
+		dev->caps.inval_flags |= ATTACH_INVAL_PASID;
+	if (smmu->flags & IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI)
+		dev->caps.inval_flags |= ATTACH_INVAL_REPEAT;
 	if (idr5 & IDR5_GRAN4K)
 		dev->caps.page_shifts |= BIT_ULL(12) | BIT_ULL(21) | BIT_ULL(30);
 	if (idr5 & IDR5_GRAN16K)
@@ -427,6 +443,9 @@ static int smmu_alloc_objects(struct attach_dev *dev, struct smmuv3 *smmu)
 		goto err_parent;
 	}
 	smmu->viommu_id = viommu.out_viommu_id;
+	smmu->eventq = -1;
+	if (!host->faults)
+		return 0;
 	eventq.viommu_id = smmu->viommu_id;
 	if (ioctl(host->iommufd, IOMMU_VEVENTQ_ALLOC, &eventq)) {
 		ret = -errno;
@@ -451,8 +470,10 @@ static void smmu_put(struct attach_host *host, struct smmuv3 *smmu)
 
 	if (--smmu->users)
 		return;
-	close(smmu->eventq);
-	attach_destroy(host, smmu->eventq_id);
+	if (smmu->eventq >= 0) {
+		close(smmu->eventq);
+		attach_destroy(host, smmu->eventq_id);
+	}
 	attach_destroy(host, smmu->viommu_id);
 	attach_destroy(host, smmu->parent_id);
 	while (*p != smmu)
@@ -463,9 +484,7 @@ static void smmu_put(struct attach_host *host, struct smmuv3 *smmu)
 	host_put(host);
 }
 
-static struct smmuv3 *smmu_new(struct attach_dev *dev,
-			       const struct iommu_hw_info_arm_smmuv3 *hw,
-			       int *err)
+static struct smmuv3 *smmu_new(struct attach_dev *dev, int *err)
 {
 	struct smmuv3_host *priv;
 	struct smmuv3 *smmu;
@@ -475,7 +494,7 @@ static struct smmuv3 *smmu_new(struct attach_dev *dev,
 	if (!smmu)
 		return NULL;
 	smmu->asids = dev->caps.domains + 1;
-	smmu->repeat = hw->flags & IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI;
+	smmu->repeat = dev->caps.inval_flags & ATTACH_INVAL_REPEAT;
 	smmu->used = calloc(smmu->asids / 64, sizeof(*smmu->used));
 	priv = host_get(dev->host);
 	if (!smmu->used || !priv)
@@ -500,8 +519,7 @@ err_free:
  * The device's SMMU, which a VMM cannot ask for: a vDEVICE belongs to the vIOMMU
  * of the device's own SMMU, and to no other.
  */
-static int smmu_find(struct attach_dev *dev, struct smmuv3_dev *priv,
-		     const struct iommu_hw_info_arm_smmuv3 *hw)
+static int smmu_find(struct attach_dev *dev, struct smmuv3_dev *priv)
 {
 	struct smmuv3_host *host = dev->host->priv;
 	struct smmuv3 *smmu;
@@ -517,7 +535,7 @@ static int smmu_find(struct attach_dev *dev, struct smmuv3_dev *priv,
 		priv->smmu = smmu;
 		return 0;
 	}
-	smmu = smmu_new(dev, hw, &ret);
+	smmu = smmu_new(dev, &ret);
 	if (!smmu)
 		return ret;
 	ret = vdevice_alloc(dev, smmu, &priv->vdevice_id);
@@ -549,8 +567,7 @@ static int smmuv3_hwpt_alloc(struct attach_dev *dev)
 				 &priv->hwpt_id);
 }
 
-static int smmuv3_add(struct attach_dev *dev, const void *hw, char *why,
-		      size_t why_len)
+static int smmuv3_add(struct attach_dev *dev, char *why, size_t why_len)
 {
 	const char *what = "no vIOMMU (the kernel wants S2FWB or CANWBS; QEMU: fwb=on)";
 	struct smmuv3_dev *priv;
@@ -561,7 +578,7 @@ static int smmuv3_add(struct attach_dev *dev, const void *hw, char *why,
 	if (!priv)
 		goto err;
 	dev->priv = priv;
-	ret = smmu_find(dev, priv, hw);
+	ret = smmu_find(dev, priv);
 	if (ret)
 		goto err_priv;
 
@@ -714,7 +731,7 @@ static int smmuv3_commit(struct attach_domain *dom, struct attach_dev *dev)
 	cd_fill(priv->cd, &dom->table, asid->asid);
 	ret = smmuv3_cfgi_cd(dev);
 	if (!ret && !priv->attached)
-		ret = attach_vfio(dev, priv->hwpt_id);
+		ret = dev->io->attach(dev, priv->hwpt_id);
 	if (ret) {
 		cd_clear(dev);
 		return ret;
@@ -728,7 +745,7 @@ static int smmuv3_remove(struct attach_domain *dom, struct attach_dev *dev)
 	struct smmuv3_dev *priv = dev->priv;
 	int ret;
 
-	ret = attach_vfio_detach(dev);
+	ret = dev->io->detach(dev);
 	if (ret)
 		return ret;
 	priv->attached = false;

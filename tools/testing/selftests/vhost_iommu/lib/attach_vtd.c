@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <linux/iommufd.h>
+#include <linux/virtio_iommu_stage1.h>
 
 #include "attach.h"
 #include "util.h"
@@ -28,7 +29,8 @@
  * struct vtd_host - What all devices share
  * @users: devices
  * @parent_id: one nesting parent for all of them
- * @kmsg: the kernel log: it is all that the kernel says of DMA faults
+ * @kmsg: the kernel log: it is all that the kernel says of DMA faults. -1 when
+ *        nobody will ask for them.
  */
 struct vtd_host {
 	unsigned int users;
@@ -69,8 +71,7 @@ static int vtd_probe(struct attach_dev *dev, const void *hw, size_t len,
 	return 0;
 }
 
-static int vtd_add(struct attach_dev *dev, const void *hw, char *why,
-		   size_t why_len)
+static int vtd_add(struct attach_dev *dev, char *why, size_t why_len)
 {
 	struct vtd_host *vtd = dev->host->priv;
 	int ret;
@@ -85,15 +86,18 @@ static int vtd_add(struct attach_dev *dev, const void *hw, char *why,
 		snprintf(why, why_len, "no memory");
 		return -ENOMEM;
 	}
-	vtd->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-	if (vtd->kmsg < 0) {
+	vtd->kmsg = -1;
+	if (dev->host->faults) {
+		vtd->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+		lseek(vtd->kmsg, 0, SEEK_END);
+	}
+	if (dev->host->faults && vtd->kmsg < 0) {
 		ret = -errno;
 		snprintf(why, why_len,
 			 "cannot read /dev/kmsg (%s); run as root on a kernel with CONFIG_PRINTK",
 			 strerror(-ret));
 		goto err;
 	}
-	lseek(vtd->kmsg, 0, SEEK_END);
 	ret = attach_hwpt_alloc(dev, dev->host->ioas_id,
 				IOMMU_HWPT_ALLOC_NEST_PARENT,
 				IOMMU_HWPT_DATA_NONE, NULL, 0, &vtd->parent_id);
@@ -119,7 +123,8 @@ static void vtd_del(struct attach_dev *dev)
 	if (--vtd->users)
 		return;
 	attach_destroy(dev->host, vtd->parent_id);
-	close(vtd->kmsg);
+	if (vtd->kmsg >= 0)
+		close(vtd->kmsg);
 	free(vtd);
 	dev->host->priv = NULL;
 }
@@ -156,12 +161,12 @@ static int vtd_commit(struct attach_domain *dom, struct attach_dev *dev)
 {
 	struct vtd_domain *priv = dom->priv;
 
-	return attach_vfio(dev, priv->hwpt_id);
+	return dev->io->attach(dev, priv->hwpt_id);
 }
 
 static int vtd_remove(struct attach_domain *dom, struct attach_dev *dev)
 {
-	return attach_vfio_detach(dev);
+	return dev->io->detach(dev);
 }
 
 static void vtd_release(struct attach_domain *dom)
@@ -230,9 +235,10 @@ static bool vtd_parse_fault(const struct attach_dev *dev, const char *line,
 /* The kernel prints only so many faults in five seconds. */
 static int vtd_fault(struct attach_dev *dev, struct attach_fault *fault)
 {
+	struct vtd_host *vtd = dev->host->priv;
 	char line[2048];
 
-	while (vtd_kmsg_read(dev->host->priv, line, sizeof(line)))
+	while (vtd->kmsg >= 0 && vtd_kmsg_read(vtd, line, sizeof(line)))
 		if (vtd_parse_fault(dev, line, fault))
 			return 0;
 	return -EAGAIN;

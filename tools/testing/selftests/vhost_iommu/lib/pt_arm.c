@@ -5,6 +5,8 @@
  * Leaves have nG=1, as the format demands, and the access flag set: the hardware
  * does not manage it.
  */
+#include <linux/virtio_iommu_stage1.h>
+
 #include "pt_arm.h"
 
 #define ARM_VALID	BIT_ULL(0)

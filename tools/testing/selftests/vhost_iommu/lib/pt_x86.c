@@ -5,6 +5,8 @@
  * Leaves have U=1 and G=0, as the format demands. A and D are left to the
  * device.
  */
+#include <linux/virtio_iommu_stage1.h>
+
 #include "pt_x86.h"
 
 #define X86_P		BIT_ULL(0)

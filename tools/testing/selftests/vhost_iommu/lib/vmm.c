@@ -155,6 +155,7 @@ static int ioas_init(struct vmm *vmm)
 		.iommufd = vmm->iommufd,
 		.ioas_id = alloc.out_ioas_id,
 		.gpa_last = VMM_GPA_LAST,
+		.faults = true,
 	};
 	return mem_grow(vmm, VMM_MEM_SIZE);
 }
@@ -218,6 +219,7 @@ static int dev_open(struct vmm *vmm, const char *name)
 	}
 	dev->at = (struct attach_dev){
 		.host = &vmm->host,
+		.io = &attach_io_vfio,
 		.name = dev->name,
 		.vfio_fd = dev->fd,
 		.dev_id = bind.out_devid,
