@@ -164,6 +164,16 @@ int attach_fault_next(struct attach_dev *dev, struct attach_fault *fault)
 	return dev->ops->fault(dev, fault);
 }
 
+int attach_fault_file(struct attach_dev *dev)
+{
+	return dev->ops->fault_file ? dev->ops->fault_file(dev) : -1;
+}
+
+int attach_fault_read(struct attach_dev *dev, struct attach_fault *fault)
+{
+	return dev->ops->fault_read(dev, fault);
+}
+
 void attach_fault_drop(struct attach_dev *dev)
 {
 	struct attach_fault fault;

@@ -132,13 +132,27 @@ struct attach_io {
 };
 
 /**
+ * enum attach_faults - What it may take to hear of faults
+ * @ATTACH_FAULTS_NONE: nothing: nobody will ask
+ * @ATTACH_FAULTS_FILE: a file of their own, if the kernel has one, see
+ *                      attach_fault_file()
+ * @ATTACH_FAULTS_ANY: that must be there; or the log of the kernel, for vendors
+ *                     that have no such file
+ */
+enum attach_faults {
+	ATTACH_FAULTS_NONE,
+	ATTACH_FAULTS_FILE,
+	ATTACH_FAULTS_ANY,
+};
+
+/**
  * struct attach_host - What all devices share
  * @iommufd: the iommufd
  * @ioas_id: IOAS that maps the guest's RAM at its guest-physical addresses
  * @gpa_last: last guest-physical address that RAM, hot-plugged RAM or a PCI
  *            window may ever use; what the host needs for itself goes above it
  * @priv: the vendor's, NULL at first
- * @faults: attach_fault_next() will be asked for faults
+ * @faults: how much it takes to hear of faults
  * @skip_config: for tests of tests: leave out the invalidation of cached
  *               configuration
  */
@@ -147,7 +161,7 @@ struct attach_host {
 	__u32 ioas_id;
 	__u64 gpa_last;
 	void *priv;
-	bool faults;
+	enum attach_faults faults;
 	bool skip_config;
 };
 
@@ -193,11 +207,27 @@ struct attach_domain {
 };
 
 /**
+ * enum attach_fault_reason - Why an access was rejected
+ * @ATTACH_FAULT_TABLE: because of its address, or what the table says of it
+ * @ATTACH_FAULT_BLOCKED: the device has no access to anything
+ * @ATTACH_FAULT_OTHER: what is configured is wrong
+ */
+enum attach_fault_reason {
+	ATTACH_FAULT_TABLE,
+	ATTACH_FAULT_BLOCKED,
+	ATTACH_FAULT_OTHER,
+};
+
+/**
  * struct attach_fault - A DMA fault
+ * @virt_id: &attach_dev.virt_id of the device
+ * @reason: why; the rest is valid with ATTACH_FAULT_TABLE
  * @iova: address that the device tried to reach; the page of it is certain
  * @write: it tried to write
  */
 struct attach_fault {
+	__u64 virt_id;
+	enum attach_fault_reason reason;
 	__u64 iova;
 	bool write;
 };
@@ -219,7 +249,10 @@ struct attach_fault {
  * @release: see above
  * @inval: writes the vendor's own invalidation entry for a closed range of a
  *         domain, 0 to U64_MAX being all of it
- * @fault: the device's next DMA fault, -EAGAIN when there is none
+ * @fault: the device's next DMA fault that is ATTACH_FAULT_TABLE, -EAGAIN when
+ *         there is none
+ * @fault_file: see attach_fault_file(); NULL when there is never one
+ * @fault_read: see attach_fault_read()
  */
 struct attach_ops {
 	__u32 hw_info_type;
@@ -237,6 +270,8 @@ struct attach_ops {
 	void (*inval)(const struct attach_target *target, void *entry,
 		      __u64 start, __u64 last, bool leaf);
 	int (*fault)(struct attach_dev *dev, struct attach_fault *fault);
+	int (*fault_file)(struct attach_dev *dev);
+	int (*fault_read)(struct attach_dev *dev, struct attach_fault *fault);
 };
 
 extern const struct attach_ops attach_ops_vtd;
@@ -278,6 +313,29 @@ void attach_release(struct attach_domain *dom);
 int attach_fault_next(struct attach_dev *dev, struct attach_fault *fault);
 /* Forget the faults so far. */
 void attach_fault_drop(struct attach_dev *dev);
+
+/**
+ * attach_fault_file() - Where a VMM can wait for faults
+ * @dev: a device
+ *
+ * The file can be read when there is something for attach_fault_read(). Devices
+ * behind one IOMMU share it. It is there until attach_dev_exit() of the last one.
+ *
+ * Return: the file, or -1: the kernel has none for such an IOMMU (VT-d).
+ */
+int attach_fault_file(struct attach_dev *dev);
+
+/**
+ * attach_fault_read() - Next fault of all devices that share a file
+ * @dev: one of them, for which attach_fault_file() has returned a file
+ * @fault: the fault, of whichever device
+ *
+ * Faults may get lost when there are many. Not to be used beside
+ * attach_fault_next().
+ *
+ * Return: 0, or -EAGAIN when there is none.
+ */
+int attach_fault_read(struct attach_dev *dev, struct attach_fault *fault);
 
 /* IOMMU_HWPT_INVALIDATE; @nr: entries, and how many are done. */
 int attach_inval(struct attach_host *host, __u32 object_id, __u32 type,

@@ -87,6 +87,7 @@
 #define EVT_0_TYPE(evt)		FIELD(evt, 0, 8)
 #define EVT_0_SID(evt)		((evt) >> 32)
 #define EVT_1_RNW		BIT_ULL(35)
+#define EVT_F_STREAM_DISABLED	0x06
 #define EVT_F_TRANSLATION	0x10
 #define EVT_F_PERMISSION	0x13
 #define EVENTS_MAX		64
@@ -448,6 +449,8 @@ static int smmu_alloc_objects(struct attach_dev *dev, struct smmuv3 *smmu)
 		return 0;
 	eventq.viommu_id = smmu->viommu_id;
 	if (ioctl(host->iommufd, IOMMU_VEVENTQ_ALLOC, &eventq)) {
+		if (host->faults == ATTACH_FAULTS_FILE)
+			return 0;
 		ret = -errno;
 		goto err_viommu;
 	}
@@ -786,7 +789,23 @@ static void smmuv3_inval(const struct attach_target *target, void *entry,
 }
 
 /* Events of the SMMU's other devices are dropped. */
-static int smmuv3_fault(struct attach_dev *dev, struct attach_fault *fault)
+static int smmuv3_fault_file(struct attach_dev *dev)
+{
+	struct smmuv3_dev *priv = dev->priv;
+
+	return priv->smmu->eventq;
+}
+
+static enum attach_fault_reason fault_reason(unsigned int type)
+{
+	if (type >= EVT_F_TRANSLATION && type <= EVT_F_PERMISSION)
+		return ATTACH_FAULT_TABLE;
+	if (type == EVT_F_STREAM_DISABLED)
+		return ATTACH_FAULT_BLOCKED;
+	return ATTACH_FAULT_OTHER;
+}
+
+static int smmuv3_fault_read(struct attach_dev *dev, struct attach_fault *fault)
 {
 	struct smmuv3_dev *priv = dev->priv;
 	struct {
@@ -794,25 +813,35 @@ static int smmuv3_fault(struct attach_dev *dev, struct attach_fault *fault)
 		struct iommu_vevent_arm_smmuv3 event;
 	} rec;
 	__u64 evt[3];
-	unsigned int type, i;
+	unsigned int i;
 	ssize_t n;
 
 	for (;;) {
 		n = read(priv->smmu->eventq, &rec, sizeof(rec));
 		if (n < (ssize_t)sizeof(rec.head))
 			return -EAGAIN;
+		/* A head alone says that events were lost. */
 		if (n < (ssize_t)sizeof(rec))
 			continue;
 		for (i = 0; i < ARRAY_SIZE(evt); i++)
 			evt[i] = le64toh(rec.event.evt[i]);
-		type = EVT_0_TYPE(evt[0]);
-		if (EVT_0_SID(evt[0]) != dev->virt_id ||
-		    type < EVT_F_TRANSLATION || type > EVT_F_PERMISSION)
-			continue;
+		fault->virt_id = EVT_0_SID(evt[0]);
+		fault->reason = fault_reason(EVT_0_TYPE(evt[0]));
 		fault->iova = evt[2];
 		fault->write = !(evt[1] & EVT_1_RNW);
 		return 0;
 	}
+}
+
+static int smmuv3_fault(struct attach_dev *dev, struct attach_fault *fault)
+{
+	int ret;
+
+	do {
+		ret = smmuv3_fault_read(dev, fault);
+	} while (!ret && (fault->virt_id != dev->virt_id ||
+			  fault->reason != ATTACH_FAULT_TABLE));
+	return ret;
 }
 
 const struct attach_ops attach_ops_smmuv3 = {
@@ -828,4 +857,6 @@ const struct attach_ops attach_ops_smmuv3 = {
 	.release = smmuv3_release,
 	.inval = smmuv3_inval,
 	.fault = smmuv3_fault,
+	.fault_file = smmuv3_fault_file,
+	.fault_read = smmuv3_fault_read,
 };

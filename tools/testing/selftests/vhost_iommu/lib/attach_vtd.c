@@ -87,11 +87,11 @@ static int vtd_add(struct attach_dev *dev, char *why, size_t why_len)
 		return -ENOMEM;
 	}
 	vtd->kmsg = -1;
-	if (dev->host->faults) {
+	if (dev->host->faults == ATTACH_FAULTS_ANY) {
 		vtd->kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 		lseek(vtd->kmsg, 0, SEEK_END);
 	}
-	if (dev->host->faults && vtd->kmsg < 0) {
+	if (dev->host->faults == ATTACH_FAULTS_ANY && vtd->kmsg < 0) {
 		ret = -errno;
 		snprintf(why, why_len,
 			 "cannot read /dev/kmsg (%s); run as root on a kernel with CONFIG_PRINTK",
@@ -227,6 +227,8 @@ static bool vtd_parse_fault(const struct attach_dev *dev, const char *line,
 		return false;
 	snprintf(name, sizeof(name), "%04x:%02x:%02x.%u", seg & 0xffff,
 		 bus & 0xff, slot & 0xff, fn & 7);
+	fault->virt_id = dev->virt_id;
+	fault->reason = ATTACH_FAULT_TABLE;
 	fault->iova = addr;
 	fault->write = strstr(line, "[DMA Write");
 	return !strcmp(name, dev->name);

@@ -155,7 +155,7 @@ static int ioas_init(struct vmm *vmm)
 		.iommufd = vmm->iommufd,
 		.ioas_id = alloc.out_ioas_id,
 		.gpa_last = VMM_GPA_LAST,
-		.faults = true,
+		.faults = ATTACH_FAULTS_ANY,
 	};
 	return mem_grow(vmm, VMM_MEM_SIZE);
 }
