@@ -12,7 +12,9 @@
 
 #define SEED	UINT64_C(0x9e3779b97f4a7c15)
 
-static const struct test *const tables[] = { abi_tests, translate_tests };
+static const struct test *const tables[] = {
+	abi_tests, translate_tests, flush_tests
+};
 static jmp_buf failed;
 static u64 state;
 

@@ -17,6 +17,7 @@ struct test {
 
 extern const struct test abi_tests[];
 extern const struct test translate_tests[];
+extern const struct test flush_tests[];
 
 /* A line of diagnostics */
 #define diag(...)	((void)(printf("# " __VA_ARGS__), putchar('\n')))
