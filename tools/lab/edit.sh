@@ -81,7 +81,9 @@ link_files() {
 		{
 			echo "/$qemu_headers/$(basename "$wire_header")"
 			printf "/$qemu_ioctl_headers/%s\n" "${ioctl_headers[@]##*/}"
+			qemu_imports | sed 's;.* ;/;'
 		} >>"$dir/.git/info/exclude"
+		import_shared "$dir"
 	fi
 }
 

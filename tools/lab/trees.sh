@@ -57,7 +57,7 @@ not_ours() {
 wire_header=include/uapi/linux/virtio_iommu_stage1.h
 qemu_headers=include/standard-headers/linux
 # QEMU has headers of ioctls elsewhere, as they are.
-ioctl_headers=(include/uapi/linux/vhost_iommu.h)
+ioctl_headers=(include/uapi/linux/{iommufd_inval,vhost_iommu}.h)
 qemu_ioctl_headers=linux-headers/linux
 
 # import_header BASE TREE: our headers, as QEMU's own script (that of BASE) imports headers of Linux
@@ -70,6 +70,33 @@ import_header() (
 	mkdir -p "$2/$qemu_ioctl_headers"
 	cp "${ioctl_headers[@]/#/$repo/}" "$2/$qemu_ioctl_headers/"
 )
+
+# What QEMU shares with Linux, lines "HERE THERE": the attach library, the translators that it uses, and what
+# these take from the kernel's own headers
+qemu_imports() {
+	local there=hw/virtio/iommu-attach file
+
+	for file in attach.c attach.h attach_inval.c attach_inval.h attach_smmuv3.c attach_vtd.c util.h; do
+		echo "tools/testing/selftests/vhost_iommu/lib/$file $there/$file"
+	done
+	echo "drivers/iommu/intel/inval.c $there/inval_vtd.c"
+	echo "drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-inval.c $there/inval_smmuv3.c"
+	for file in asm/byteorder.h linux/bitops.h linux/types.h; do
+		echo "tools/testing/iommu_inval/shim/$file $there/include/$file"
+	done
+	echo "include/linux/iommu_inval.h $there/include/linux/iommu_inval.h"
+	echo "include/uapi/linux/iommufd_inval.h $there/include/uapi/linux/iommufd_inval.h"
+}
+
+# import_shared TREE
+import_shared() {
+	local here there
+
+	while read -r here there; do
+		mkdir -p "$1/$(dirname "$there")"
+		cp "$repo/$here" "$1/$there"
+	done < <(qemu_imports)
+}
 
 series() {
 	find "$repo/$1-patches" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
@@ -97,6 +124,8 @@ tree_hash() {
 		else
 			cd "$repo/qemu" && qemu_files | xargs -r -d '\n' sha256sum
 			sha256sum "$lab"/qemu-*.mak "$repo/$wire_header" "${ioctl_headers[@]/#/$repo/}" | sed "s; .*/; ;"
+			qemu_imports
+			cd "$repo" && qemu_imports | cut -d' ' -f1 | xargs -r sha256sum
 		fi
 	} | sha256sum | cut -d' ' -f1
 }
@@ -197,6 +226,7 @@ sync_tree() {
 			cp "$file" "$arch_dir/lab.mak"
 		done
 		import_header "$base_dir" "$new"
+		import_shared "$new"
 	fi
 
 	mapfile -t patches < <(series "$what")

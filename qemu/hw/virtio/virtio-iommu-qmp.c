@@ -115,6 +115,7 @@ static VirtioIommuInvalQueueInfo *query_invalq(VirtIOIOMMUInvalQueue *q)
     info->descriptors_inval = q->counters.descs_inval;
     info->descriptors_noent = q->counters.descs_noent;
     info->descriptors_out_of_range = q->counters.descs_out_of_range;
+    info->descriptors_failed = q->counters.descs_failed;
     return info;
 }
 
@@ -126,7 +127,7 @@ static VirtioIommuInfo *query_device(VirtIOIOMMU *s)
     int i;
 
     info->path = object_get_canonical_path(OBJECT(s));
-    info->stage1 = s->stage1;
+    info->stage1 = s->stage1 != VIRTIO_IOMMU_STAGE1_OFF;
     info->stage1_negotiated = virtio_vdev_has_feature(VIRTIO_DEVICE(s),
                                                       VIRTIO_IOMMU_F_STAGE1);
     info->bypass = s->config.bypass;

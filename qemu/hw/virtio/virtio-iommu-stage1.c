@@ -3,7 +3,8 @@
  *
  * The guest owns the table and says on invalidation queues what has changed in
  * it. Here are the requests and the queues; the table is walked in software,
- * for endpoints that QEMU emulates, in virtio-iommu-table.c.
+ * for endpoints that QEMU emulates, in virtio-iommu-table.c, and by the IOMMU
+ * of the host, for its devices, in virtio-iommu-host.c.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -23,6 +24,7 @@
 #include "standard-headers/linux/virtio_iommu_stage1.h"
 #include "trace.h"
 #include "virtio-iommu-check.h"
+#include "virtio-iommu-host.h"
 #include "virtio-iommu-table.h"
 
 #define INVALQ_SIZE             256
@@ -82,9 +84,13 @@ static bool keeps_translations(VirtIOIOMMU *s, IOMMUDevice *sdev)
            (sdev->iommu_mr.iommu_notify_flags & IOMMU_NOTIFIER_UNMAP);
 }
 
+static IOMMUDevice *sdev_of(VirtIOIOMMUEndpoint *ep)
+{
+    return container_of(ep->iommu_mr, IOMMUDevice, iommu_mr);
+}
+
 /*
- * Stage 1 of an assigned device is not here. What x-map-endpoint names is
- * treated as one.
+ * Whether QEMU walks the tables of this one. What x-map-endpoint names has none.
  */
 static bool is_emulated(VirtIOIOMMU *s, IOMMUDevice *sdev)
 {
@@ -155,28 +161,96 @@ static bool can_map_identity(const VirtIOIOMMUTableConfig *cfg, Range *w)
     return virtio_iommu_walk_in_range(cfg, last) && !(last >> cfg->output_bits);
 }
 
+static const VirtIOIOMMUTableFormat *find_emulated_format(uint16_t format)
+{
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(virtio_iommu_table_formats); i++) {
+        if (virtio_iommu_table_formats[i].format == format) {
+            return &virtio_iommu_table_formats[i];
+        }
+    }
+    return NULL;
+}
+
+/* What a table of this format can be for an endpoint, or NULL */
+static const VirtIOIOMMUTableFormat *find_format(VirtIOIOMMU *s,
+                                                 IOMMUDevice *sdev,
+                                                 uint16_t format)
+{
+    const VirtIOIOMMUTableFormat *f = virtio_iommu_host_format(sdev);
+
+    if (f) {
+        return f->format == format ? f : NULL;
+    }
+    return is_emulated(s, sdev) ? find_emulated_format(format) : NULL;
+}
+
+/* Whether an IDENTITY window of an endpoint has the property @test */
+typedef bool WindowTest(Range *w, const void *opaque);
+
+static bool any_identity_window(VirtIOIOMMU *s, IOMMUDevice *sdev,
+                                WindowTest *test, const void *opaque)
+{
+    GList *l;
+    Range *w;
+    int i = 0;
+
+    if (virtio_iommu_host_format(sdev)) {
+        for (l = virtio_iommu_host_resv_regions(sdev); l; l = l->next) {
+            ReservedRegion *r = l->data;
+
+            if (r->type == VIRTIO_IOMMU_RESV_MEM_T_IDENTITY &&
+                test(&r->range, opaque)) {
+                return true;
+            }
+        }
+        return false;
+    }
+    if (!is_emulated(s, sdev)) {
+        return false;
+    }
+    while ((w = next_identity_window(s, &i))) {
+        if (test(w, opaque)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool cannot_map_window(Range *w, const void *opaque)
+{
+    return !can_map_identity(opaque, w);
+}
+
+static bool overlaps_window(Range *w, const void *opaque)
+{
+    return range_overlaps_range(w, opaque);
+}
+
 bool virtio_iommu_stage1_may_map(VirtIOIOMMU *s, VirtIOIOMMUDomain *domain,
                                  uint64_t start, uint64_t last)
 {
     VirtIOIOMMUEndpoint *ep;
-    Range *w;
-    int i = 0;
+    Range range;
 
-    if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1)) {
+    if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1) ||
+        last < start) {
         return true;
     }
-    while ((w = next_identity_window(s, &i))) {
-        if (start > range_upb(w) || last < range_lob(w)) {
-            continue;
-        }
-        QLIST_FOREACH(ep, &domain->endpoint_list, next) {
-            if (is_emulated(s, container_of(ep->iommu_mr, IOMMUDevice,
-                                            iommu_mr))) {
-                return false;
-            }
+    range_set_bounds(&range, start, last);
+    QLIST_FOREACH(ep, &domain->endpoint_list, next) {
+        if (any_identity_window(s, sdev_of(ep), overlaps_window, &range)) {
+            return false;
         }
     }
     return true;
+}
+
+GList *virtio_iommu_stage1_resv_regions(VirtIOIOMMU *s, IOMMUDevice *sdev)
+{
+    return virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1) ?
+           virtio_iommu_host_resv_regions(sdev) : sdev->resv_regions;
 }
 
 static ssize_t probe_identity_windows(VirtIOIOMMU *s, uint8_t *buf,
@@ -204,24 +278,16 @@ static ssize_t probe_identity_windows(VirtIOIOMMU *s, uint8_t *buf,
     return size;
 }
 
-ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
-                                  uint8_t *buf, size_t free)
+static ssize_t probe_formats(const VirtIOIOMMUTableFormat *f, int nr,
+                             uint8_t *buf, size_t free)
 {
     struct virtio_iommu_probe_table_format prop;
-    ssize_t size;
     int i;
 
-    if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1) ||
-        !is_emulated(s, sdev)) {
-        return 0;
-    }
-    if (ARRAY_SIZE(virtio_iommu_table_formats) * sizeof(prop) > free) {
+    if (nr * sizeof(prop) > free) {
         return -ENOSPC;
     }
-
-    for (i = 0; i < ARRAY_SIZE(virtio_iommu_table_formats); i++) {
-        const VirtIOIOMMUTableFormat *f = &virtio_iommu_table_formats[i];
-
+    for (i = 0; i < nr; i++, f++) {
         prop = (struct virtio_iommu_probe_table_format){
             .head.type = cpu_to_le16(VIRTIO_IOMMU_PROBE_T_TABLE_FORMAT),
             .head.length = cpu_to_le16(sizeof(prop) - sizeof(prop.head)),
@@ -233,9 +299,32 @@ ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
         };
         memcpy(buf + i * sizeof(prop), &prop, sizeof(prop));
     }
-    size = probe_identity_windows(s, buf + i * sizeof(prop),
-                                  free - i * sizeof(prop));
-    return size < 0 ? size : i * sizeof(prop) + size;
+    return nr * sizeof(prop);
+}
+
+ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
+                                  uint8_t *buf, size_t free)
+{
+    const VirtIOIOMMUTableFormat *f = virtio_iommu_host_format(sdev);
+    ssize_t formats, windows;
+
+    if (!virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_IOMMU_F_STAGE1)) {
+        return 0;
+    }
+    if (f) {
+        /* Its windows are among its reserved regions */
+        return probe_formats(f, 1, buf, free);
+    }
+    if (!is_emulated(s, sdev)) {
+        return 0;
+    }
+    formats = probe_formats(virtio_iommu_table_formats,
+                            ARRAY_SIZE(virtio_iommu_table_formats), buf, free);
+    if (formats < 0) {
+        return formats;
+    }
+    windows = probe_identity_windows(s, buf + formats, free - formats);
+    return windows < 0 ? windows : formats + windows;
 }
 
 /* Whether a table of Arm format says what it may of its walks */
@@ -247,24 +336,15 @@ static bool arm64_is_valid(const struct virtio_iommu_table_arm64 *arm64)
 }
 
 /*
- * Check what ATTACH_TABLE says of the table, ATT-D-5 to ATT-D-10 in the order
+ * Check what ATTACH_TABLE says of the table, ATT-D-6 to ATT-D-10 in the order
  * in which the specification has them.
  */
 static int check_table(const struct virtio_iommu_req_attach_table *req,
+                       const VirtIOIOMMUTableFormat *f,
                        const VirtIOIOMMUTableConfig *cfg)
 {
-    const VirtIOIOMMUTableFormat *f = NULL;
     bool valid;
-    int i;
 
-    for (i = 0; i < ARRAY_SIZE(virtio_iommu_table_formats); i++) {
-        if (virtio_iommu_table_formats[i].format == cfg->format) {
-            f = &virtio_iommu_table_formats[i];
-        }
-    }
-    if (!f) {
-        return VIRTIO_IOMMU_S_UNSUPP;
-    }
     if ((cfg->granule_shift != 12 && cfg->granule_shift != 14 &&
          cfg->granule_shift != 16) ||
         !(f->page_size_mask & BIT_ULL(cfg->granule_shift))) {
@@ -320,11 +400,11 @@ static int attach_table(VirtIOIOMMU *s,
         .input_bits = req->input_bits,
         .output_bits = req->output_bits,
     };
+    const VirtIOIOMMUTableFormat *f;
     VirtIOIOMMUDomain *domain;
     VirtIOIOMMUEndpoint *ep;
     IOMMUDevice *sdev;
-    Range *w;
-    int status, i = 0;
+    int status;
 
     memcpy(cfg.bytes, req->bytes, sizeof(cfg.bytes));
 
@@ -341,18 +421,17 @@ static int attach_table(VirtIOIOMMU *s,
     if (!ep) {
         return VIRTIO_IOMMU_S_NOENT;
     }
-    sdev = container_of(ep->iommu_mr, IOMMUDevice, iommu_mr);
-    if (!is_emulated(s, sdev)) {
+    sdev = sdev_of(ep);
+    f = find_format(s, sdev, cfg.format);
+    if (!f) {
         return VIRTIO_IOMMU_S_UNSUPP;
     }
-    status = check_table(req, &cfg);
+    status = check_table(req, f, &cfg);
     if (status != VIRTIO_IOMMU_S_OK) {
         return status;
     }
-    while ((w = next_identity_window(s, &i))) {
-        if (!can_map_identity(&cfg, w)) {
-            return VIRTIO_IOMMU_S_RANGE;
-        }
+    if (any_identity_window(s, sdev, cannot_map_window, &cfg)) {
+        return VIRTIO_IOMMU_S_RANGE;
     }
 
     /* Whatever is wrong, the endpoint stays where it is */
@@ -362,12 +441,18 @@ static int attach_table(VirtIOIOMMU *s,
                           sizeof(cfg)))) {
         return VIRTIO_IOMMU_S_INVAL;
     }
-    if (domain && ep->domain == domain) {
+    if (domain && ep->domain == domain && !virtio_iommu_host_is_blocked(sdev)) {
         return VIRTIO_IOMMU_S_OK;
+    }
+    if (virtio_iommu_host_format(sdev)) {
+        status = virtio_iommu_host_attach(ep, domain_id, &cfg);
+        if (status != VIRTIO_IOMMU_S_OK) {
+            return status;
+        }
     }
     /* Not for a moment in bypass */
     memory_region_transaction_begin();
-    if (ep->domain) {
+    if (ep->domain && ep->domain != domain) {
         leave_domain(s, ep);
     }
     if (!domain) {
@@ -375,8 +460,10 @@ static int attach_table(VirtIOIOMMU *s,
         domain->table = virtio_iommu_table_new(&cfg);
         use_table(s, domain->table);
     }
-    QLIST_INSERT_HEAD(&domain->endpoint_list, ep, next);
-    ep->domain = domain;
+    if (!ep->domain) {
+        QLIST_INSERT_HEAD(&domain->endpoint_list, ep, next);
+        ep->domain = domain;
+    }
     virtio_iommu_switch_address_space(sdev);
     memory_region_transaction_commit();
     return VIRTIO_IOMMU_S_OK;
@@ -397,6 +484,9 @@ static int detach_table(VirtIOIOMMU *s,
     if (!ep->domain || ep->domain->id != le32_to_cpu(req->domain) ||
         !ep->domain->table) {
         return VIRTIO_IOMMU_S_INVAL;
+    }
+    if (!virtio_iommu_host_detach(sdev_of(ep), s->config.bypass)) {
+        return VIRTIO_IOMMU_S_DEVERR;
     }
     leave_domain(s, ep);
     g_tree_remove(s->endpoints, GUINT_TO_POINTER(le32_to_cpu(req->endpoint)));
@@ -449,15 +539,17 @@ int virtio_iommu_stage1_detach(VirtIOIOMMU *s, struct iovec *iov,
  * Invalidation queues
  */
 
-/* Check a descriptor in the order that is specified, and carry it out. */
-static uint8_t serve_desc(VirtIOIOMMU *s,
-                          const struct virtio_iommu_inv_desc *desc)
+/*
+ * Check a descriptor in the order that is specified. With VIRTIO_IOMMU_S_OK,
+ * @domain is set.
+ */
+static uint8_t check_desc(VirtIOIOMMU *s,
+                          const struct virtio_iommu_inv_desc *desc,
+                          VirtIOIOMMUDomain **domain)
 {
     uint16_t flags = le16_to_cpu(desc->flags);
     uint64_t start = le64_to_cpu(desc->start);
     uint64_t last = le64_to_cpu(desc->last);
-    uint32_t domain_id = le32_to_cpu(desc->domain);
-    VirtIOIOMMUDomain *domain;
     uint8_t granule_shift;
     uint64_t mask;
 
@@ -473,21 +565,18 @@ static uint8_t serve_desc(VirtIOIOMMU *s,
         return VIRTIO_IOMMU_S_INVAL;
     }
 
-    domain = find_domain(s, domain_id);
-    if (!domain || QLIST_EMPTY(&domain->endpoint_list)) {
+    *domain = find_domain(s, le32_to_cpu(desc->domain));
+    if (!*domain || QLIST_EMPTY(&(*domain)->endpoint_list)) {
         return VIRTIO_IOMMU_S_NOENT;
     }
-    if (!domain->table) {
+    if (!(*domain)->table) {
         return VIRTIO_IOMMU_S_INVAL;
     }
-
     if (desc->scope == VIRTIO_IOMMU_INV_S_DOMAIN) {
-        trace_virtio_iommu_invalidate_domain(domain_id);
-        virtio_iommu_table_invalidate_all(domain);
         return VIRTIO_IOMMU_S_OK;
     }
 
-    granule_shift = virtio_iommu_table_config(domain->table)->granule_shift;
+    granule_shift = virtio_iommu_table_config((*domain)->table)->granule_shift;
     if (desc->leaf_shift && (desc->leaf_shift > 63 ||
                              desc->leaf_shift < granule_shift)) {
         return VIRTIO_IOMMU_S_INVAL;
@@ -496,11 +585,43 @@ static uint8_t serve_desc(VirtIOIOMMU *s,
     if (last < start || (start & mask) || ((last + 1) & mask)) {
         return VIRTIO_IOMMU_S_RANGE;
     }
-    trace_virtio_iommu_invalidate_range(domain_id, start, last,
+    return VIRTIO_IOMMU_S_OK;
+}
+
+/* Carry out a descriptor for what QEMU has cached. */
+static void invalidate_cached(VirtIOIOMMUDomain *domain,
+                              const struct virtio_iommu_inv_desc *desc)
+{
+    uint16_t flags = le16_to_cpu(desc->flags);
+    uint64_t start = le64_to_cpu(desc->start);
+    uint64_t last = le64_to_cpu(desc->last);
+
+    if (desc->scope == VIRTIO_IOMMU_INV_S_DOMAIN) {
+        trace_virtio_iommu_invalidate_domain(domain->id);
+        virtio_iommu_table_invalidate_all(domain);
+        return;
+    }
+    trace_virtio_iommu_invalidate_range(domain->id, start, last,
                                         desc->leaf_shift, flags);
     virtio_iommu_table_invalidate(domain, start, last, desc->leaf_shift,
                                   flags & VIRTIO_IOMMU_INV_F_LEAF);
-    return VIRTIO_IOMMU_S_OK;
+}
+
+/*
+ * Carry out descriptors of one domain. Returns how many are complete, counted
+ * from the first one: on every endpoint of the domain, whoever translates.
+ */
+static unsigned int invalidate(VirtIOIOMMUDomain *domain,
+                               const struct virtio_iommu_inv_desc *descs,
+                               unsigned int nr)
+{
+    unsigned int i;
+
+    nr = virtio_iommu_host_invalidate(domain, descs, nr);
+    for (i = 0; i < nr; i++) {
+        invalidate_cached(domain, &descs[i]);
+    }
+    return nr;
 }
 
 static void count_desc(VirtIOIOMMUInvalCounters *c, uint8_t scope,
@@ -520,10 +641,56 @@ static void count_desc(VirtIOIOMMUInvalCounters *c, uint8_t scope,
     case VIRTIO_IOMMU_S_RANGE:
         c->descs_out_of_range++;
         break;
+    case VIRTIO_IOMMU_S_DEVERR:
+        c->descs_failed++;
+        break;
     default:
         c->descs_inval++;
         break;
     }
+}
+
+/*
+ * Serve the @nr descriptors of a request, as many of one domain at a time as
+ * there are. Each is copied before it is checked, and used as it was copied.
+ * Returns how many are complete, and the status of the next one.
+ */
+static unsigned int serve_descs(VirtIOIOMMUInvalQueue *q,
+                                VirtQueueElement *elem, unsigned int nr,
+                                uint8_t *status)
+{
+    struct virtio_iommu_inv_desc *descs = q->descs;
+    unsigned int done = 0, run, complete, i;
+    VirtIOIOMMUDomain *domain, *next;
+
+    do {
+        domain = NULL;
+        for (run = 0; done + run < nr; run++) {
+            iov_to_buf(elem->out_sg, elem->out_num,
+                       sizeof(struct virtio_iommu_req_invalidate) +
+                       (done + run) * sizeof(*descs), &descs[run],
+                       sizeof(*descs));
+            *status = check_desc(q->s, &descs[run], &next);
+            if (*status != VIRTIO_IOMMU_S_OK || (domain && next != domain)) {
+                break;
+            }
+            domain = next;
+        }
+        complete = run ? invalidate(domain, descs, run) : 0;
+        if (complete < run) {
+            *status = VIRTIO_IOMMU_S_DEVERR;
+            run = complete;
+        }
+        for (i = 0; i < run; i++) {
+            count_desc(&q->counters, descs[i].scope, VIRTIO_IOMMU_S_OK);
+        }
+        done += run;
+        if (*status != VIRTIO_IOMMU_S_OK) {
+            count_desc(&q->counters, descs[run].scope, *status);
+            break;
+        }
+    } while (done < nr);
+    return done;
 }
 
 /* Returns the used length. Adds the descriptors carried out to @work. */
@@ -536,7 +703,7 @@ static size_t serve_inval(VirtIOIOMMUInvalQueue *q, VirtQueueElement *elem,
     struct virtio_iommu_inv_tail tail = {};
     uint8_t answer[INV_TAIL_MAX] = {};
     size_t tail_size = sizeof(tail) - offsetof(typeof(tail), status);
-    unsigned int nr, i = 0;
+    unsigned int nr, done = 0;
 
     q->counters.requests++;
     iov_to_buf(elem->out_sg, elem->out_num, 0, &head, sizeof(head));
@@ -554,21 +721,11 @@ static size_t serve_inval(VirtIOIOMMUInvalQueue *q, VirtQueueElement *elem,
         q->counters.requests_rejected++;
         tail.status = VIRTIO_IOMMU_S_INVAL;
     } else {
-        struct virtio_iommu_inv_desc desc;
-
-        for (i = 0; i < nr; i++) {
-            iov_to_buf(elem->out_sg, elem->out_num,
-                       sizeof(head) + i * sizeof(desc), &desc, sizeof(desc));
-            tail.status = serve_desc(q->s, &desc);
-            count_desc(&q->counters, desc.scope, tail.status);
-            if (tail.status != VIRTIO_IOMMU_S_OK) {
-                break;
-            }
-        }
+        done = serve_descs(q, elem, nr, &tail.status);
     }
-    *work += i;
-    tail.done = cpu_to_le32(i);
-    trace_virtio_iommu_invalidate(nr, i, tail.status);
+    *work += done;
+    tail.done = cpu_to_le32(done);
+    trace_virtio_iommu_invalidate(nr, done, tail.status);
 
     memcpy(answer, &tail, sizeof(tail.done));
     memcpy(answer + writable - tail_size, &tail.status, tail_size);
@@ -678,9 +835,8 @@ void virtio_iommu_stage1_set_status(VirtIOIOMMU *s, uint8_t status)
  * The tables themselves are only read, they leave no page dirty. What endpoints
  * write goes through their address spaces, which take note of it.
  *
- * Assigned devices have no tables, is_emulated() sees to that: nothing here has
- * to know what their hardware caches. When they get tables, this is where
- * migration has to be blocked while they have one.
+ * Devices of the host with a table block migration, and on the destination none
+ * can have one: nothing here has to know what their hardware caches.
  */
 
 typedef struct TableState {
@@ -710,9 +866,11 @@ static bool table_post_load(void *opaque, int version_id, Error **errp)
     TableState *ts = opaque;
     VirtIOIOMMUDomain *domain = ts->parent;
     struct virtio_iommu_req_attach_table req = {};
+    const VirtIOIOMMUTableFormat *f = find_emulated_format(ts->cfg.format);
 
     memcpy(req.bytes, ts->cfg.bytes, sizeof(req.bytes));
-    if (domain->table || check_table(&req, &ts->cfg) != VIRTIO_IOMMU_S_OK) {
+    if (domain->table || !f ||
+        check_table(&req, f, &ts->cfg) != VIRTIO_IOMMU_S_OK) {
         error_setg(errp, "domain %u has a table that is not supported: "
                    "format 0x%x, granule 2^%u, %u input bits, %u output bits, "
                    "root 0x%" PRIx64, domain->id, ts->cfg.format,
@@ -818,8 +976,7 @@ static gboolean check_loaded_domain(gpointer key, gpointer value, gpointer data)
     }
     use_table(check->s, domain->table);
     QLIST_FOREACH(ep, &domain->endpoint_list, next) {
-        if (!is_emulated(check->s, container_of(ep->iommu_mr, IOMMUDevice,
-                                                iommu_mr))) {
+        if (!is_emulated(check->s, sdev_of(ep))) {
             error_setg(&check->err, "endpoint 0x%x cannot have a table here",
                        ep->id);
             return true;
@@ -832,7 +989,7 @@ bool virtio_iommu_stage1_check_load(VirtIOIOMMU *s, Error **errp)
 {
     CheckLoad check = { .s = s };
 
-    if (s->stage1 != s->stage1_loaded) {
+    if ((s->stage1 != VIRTIO_IOMMU_STAGE1_OFF) != s->stage1_loaded) {
         error_setg(errp, "the source has stage1=off");
         return false;
     }

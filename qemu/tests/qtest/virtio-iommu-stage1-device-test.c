@@ -41,7 +41,7 @@
 #define IOMMU_STAGE1    IOMMU ",stage1=on,num-invalqs=3"
 #define IOMMU_JSON      "'{\"driver\":\"virtio-iommu-pci\",\"id\":\"iommu\"," \
                         "\"addr\":\"3\",\"boot-bypass\":false"
-#define JSON_STAGE1     ",\"stage1\":true,\"num-invalqs\":3"
+#define JSON_STAGE1     ",\"stage1\":\"on\",\"num-invalqs\":3"
 #define JSON_REGIONS(r) ",\"reserved-regions\":[" r "]"
 #define JSON_END        "}'"
 #define IOMMU_WINDOW    IOMMU_JSON JSON_STAGE1 \

@@ -39,6 +39,7 @@ typedef struct VirtIOIOMMUInvalCounters {
     uint64_t descs_inval;
     uint64_t descs_noent;
     uint64_t descs_out_of_range;
+    uint64_t descs_failed;
 } VirtIOIOMMUInvalCounters;
 
 #endif

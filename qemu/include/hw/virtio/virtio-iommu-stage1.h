@@ -9,6 +9,7 @@
 
 #include "hw/virtio/virtio-iommu.h"
 #include "migration/vmstate.h"
+#include "standard-headers/linux/virtio_iommu_stage1.h"
 
 /* Most descriptors in an INVALIDATE request */
 #define VIRTIO_IOMMU_STAGE1_INV_DESCS   256
@@ -18,6 +19,7 @@ struct VirtIOIOMMUInvalQueue {
     VirtIOIOMMU *s;
     VirtQueue *vq;
     QEMUBH *bh;                 /* goes on when a turn is over */
+    struct virtio_iommu_inv_desc descs[VIRTIO_IOMMU_STAGE1_INV_DESCS];
     VirtIOIOMMUInvalCounters counters;
 };
 
@@ -37,6 +39,9 @@ void virtio_iommu_stage1_set_status(VirtIOIOMMU *s, uint8_t status);
 /* Size of the configuration space, and what follows virtio_iommu_config */
 size_t virtio_iommu_stage1_config_size(VirtIOIOMMU *s);
 void virtio_iommu_stage1_get_config(VirtIOIOMMU *s, uint8_t *config_data);
+
+/* RESV_MEM properties of an endpoint. List of ReservedRegion. */
+GList *virtio_iommu_stage1_resv_regions(VirtIOIOMMU *s, IOMMUDevice *sdev);
 
 /* Appends properties to @buf. Returns their size, or -ENOSPC. */
 ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
