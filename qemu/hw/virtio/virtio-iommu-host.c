@@ -214,7 +214,7 @@ static void add_resv_region(VirtIOIOMMUHost *h, const ReservedRegion *r)
                                               g_memdup2(r, sizeof(*r)));
 }
 
-static bool same_range(const Range *a, const Range *b)
+static bool same_range(Range *a, Range *b)
 {
     return range_lob(a) == range_lob(b) && range_upb(a) == range_upb(b);
 }
@@ -244,7 +244,7 @@ static bool collect_resv_regions(VirtIOIOMMUHost *h, Error **errp)
         range_set_bounds(&window.range, h->dev.caps.identity_start,
                          h->dev.caps.identity_last);
         for (l = h->resv_regions; l; l = l->next) {
-            const ReservedRegion *r = l->data;
+            ReservedRegion *r = l->data;
 
             if (r->type == window.type &&
                 !same_range(&r->range, &window.range) &&

@@ -126,6 +126,10 @@ bool virtio_iommu_stage1_check_notifier(VirtIOIOMMU *s, IOMMUDevice *sdev,
     uint32_t id = PCI_BUILD_BDF(pci_bus_num(sdev->bus), sdev->devfn);
     VirtIOIOMMUEndpoint *ep;
 
+    /* VFIO, on the way from a table: there are no translations to keep */
+    if (virtio_iommu_host_format(sdev)) {
+        return true;
+    }
     QEMU_LOCK_GUARD(&s->mutex);
     ep = s->endpoints ? g_tree_lookup(s->endpoints, GUINT_TO_POINTER(id)) :
                         NULL;
