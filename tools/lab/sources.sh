@@ -181,6 +181,13 @@ unpack() {
 		done < <(pins "$what")
 		lay_debian_kernel "$tmp/deb" "$tmp/tree"
 		;;
+	sysroot-*)
+		mkdir "$tmp/tree"
+		while read -r _ _ _ _ file; do
+			dpkg-deb -x "$downloads/$file" "$tmp/tree" || die "$downloads/$file is damaged"
+		done < <(pins "$what")
+		pkg_config_for "$tmp/tree"
+		;;
 	meson)
 		mkdir "$tmp/tree"
 		while read -r _ _ _ _ file; do
@@ -206,6 +213,17 @@ debian_patches() {
 		strictly_apply "$dir" "$tmp/debian/patches/$patch.patch" "the QEMU tree" ||
 			die "a patch of the Debian package is needed for a tree without firmware sources"
 	done
+}
+
+# pkg_config_for DIR: DIR/pkg-config knows the unpacked packages there, and nothing of the system's
+pkg_config_for() {
+	cat >"$1/pkg-config" <<-'EOF'
+	#!/bin/sh
+	export PKG_CONFIG_SYSROOT_DIR="$(cd "$(dirname "$0")" && pwd -P)"
+	export PKG_CONFIG_LIBDIR="$(echo "$PKG_CONFIG_SYSROOT_DIR"/usr/lib/*/pkgconfig)"
+	exec pkg-config "$@"
+	EOF
+	chmod +x "$1/pkg-config"
 }
 
 # --- Debian's kernels ---

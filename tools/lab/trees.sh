@@ -514,6 +514,18 @@ qemu_qtests() {
 	(cd "$repo/qemu" && find tests/qtest -name '*-test.c' -printf '%f\n' 2>/dev/null | sed 's/\.c$//') || true
 }
 
+# configure_qemu BUILD LOG OPTION...: only if there is a reason to
+configure_qemu() {
+	local build=$1 log=$2
+	shift 2
+
+	[[ ! -f $build/.lab-configured || $(<"$build/.lab-configured") != "$*" ]] || return 0
+	rm -rf "$build"
+	mkdir -p "$build"
+	long "configuring" "$log" 0 . env -C "$build" CC=gcc ../configure "$@" || return 1
+	echo "$*" >"$build/.lab-configured"
+}
+
 # build_qemu [tests]: QEMU for each host (and its tests) is up to date in $qemu_build, until release
 build_qemu() {
 	local tests=${1:-} build log hash targets=() t stamp=.lab-stamp
@@ -535,12 +547,7 @@ build_qemu() {
 	log=$cache/logs/$work_name-qemu.log
 	# also that of the other targets: ninja removes what this tree does not know
 	rm -f "$build/.lab-stamp" "$build/.lab-stamp-tests"
-	if [[ ! -f $build/.lab-configured || $(<"$build/.lab-configured") != "${qemu_options[*]}" ]]; then
-		rm -rf "$build"
-		mkdir -p "$build"
-		long "configuring" "$log" 0 . env -C "$build" CC=gcc ../configure "${qemu_options[@]}" || return 1
-		echo "${qemu_options[*]}" >"$build/.lab-configured"
-	fi
+	configure_qemu "$build" "$log" "${qemu_options[@]}" || return 1
 	for t in "${hosts[@]}"; do
 		targets+=("$(select_host "$t" && echo "$host_qemu")")
 	done
@@ -552,4 +559,45 @@ build_qemu() {
 	long "compiling" "$log" 0 ninja ninja -C "$build" -j"$jobs" "${targets[@]}" || return 1
 	echo "$hash" >"$build/.lab-stamp"
 	echo "$hash" >"$build/$stamp"
+}
+
+# build_qemu_static ARCH: a QEMU for guests in a host is up to date, the program $qemu_static, until release. The
+# host's VM has no libraries, and KVM.
+build_qemu_static() {
+	local build log hash sysroot target option options=(--static --disable-pie --disable-tcg)
+
+	select_arch "$1"
+	target=$([[ $arch == x86 ]] && echo x86_64 || echo aarch64)
+	for option in "${qemu_options[@]}"; do
+		[[ $option =~ ^(--target-list=.*|--enable-tcg|--firmwarepath=.*)$ ]] || options+=("$option")
+	done
+	options+=("--target-list=$target-softmmu")
+	if [[ $arch_cross ]]; then
+		unpack "sysroot-$arch"
+		sysroot=$pristine/$base_id
+		# -B: where meson looks for libraries that pkg-config does not know
+		options+=("--cross-prefix=$arch_cross"
+			"--cc=${arch_cross}gcc -B$sysroot/usr/lib/${arch_cross%-}/ -isystem $sysroot/usr/include")
+	fi
+	unpack meson
+	export PYTHONPATH=$pristine/$base_id/usr/lib/python3/dist-packages
+	sync_tree qemu
+	lock "$tree_lock.build-static$arch_suffix" "the static QEMU '$work_name'"
+	build=$tree/build-static$arch_suffix
+	qemu_static=$build/qemu-static
+	hash=$( (cat "$tree/.lab-build-hash"; echo "${options[@]}"; "${arch_cross}gcc" -dumpfullversion) | sha256sum |
+		cut -d' ' -f1)
+	if [[ -f $build/.lab-stamp && $(<"$build/.lab-stamp") == "$hash" ]]; then
+		step "qemu: the static one for $arch is up to date"
+		return 0
+	fi
+	step "qemu: building the static one for $arch"
+	log=$cache/logs/$work_name-qemu-static$arch_suffix.log
+	rm -f "$build/.lab-stamp"
+	[[ ! $arch_cross ]] || export PKG_CONFIG=$sysroot/pkg-config
+	configure_qemu "$build" "$log" "${options[@]}" || return 1
+	unset PKG_CONFIG
+	long "compiling" "$log" 0 ninja ninja -C "$build" -j"$jobs" "qemu-system-$target" || return 1
+	"${arch_cross}strip" -o "$qemu_static" "$build/qemu-system-$target" || return 1
+	echo "$hash" >"$build/.lab-stamp"
 }
