@@ -148,6 +148,27 @@ select_guest() {
 	host_is_guest=1
 }
 
+# select_nested HOST: as select_host, the guest that HOST can run by KVM; sets as well
+#   nested_modules     what HOST needs for that beside its own, if the kernel has it as a module
+#   nested_firmware    files that the guest's QEMU looks for
+select_nested() {
+	select_host "$1"
+	select_host "guest-$arch"
+	host_machine=("${host_machine[@]/#max*/host}")
+	host_append_icount=()
+	host_optional=(stage1=on num-invalqs=2 vhost=on)
+	nested_modules=(virtio_console)
+	nested_firmware=()
+	if [[ $arch == x86 ]]; then
+		# what AMD-V here does not have, or what costs exits for nothing
+		host_machine+=(-machine smm=off)
+		# to check it against other clocks takes exits, and a busy machine fails
+		host_append+=(tsc=reliable)
+		nested_modules+=(kvm_amd)
+		nested_firmware=(/usr/share/seabios/bios-256k.bin /usr/share/qemu/{kvmvapic,linuxboot_dma}.bin)
+	fi
+}
+
 # wanted_hosts: sets wanted, the hosts to use: the one that was asked for, or all. LAB_HOST comes
 # from make HOST=...; a variable HOST of the environment counts only if it names a host, for some
 # shells keep the machine's name there.

@@ -6,13 +6,18 @@
  * word ends with a NUL, its first character says what the rest means:
  *
  *   o PATH                what programs print goes to this serial port
+ *   r PATH                what they print as errors goes to this port of a virtio-serial device
  *   m PATH [PARAMETERS]   load a module
+ *   i PATH                wait until it is there: a driver may take a moment for its devices
  *   h NUMBER              reserve huge pages
  *   w PATH=VALUE          write a file (sysctl, debugfs)
  *   b                     bind every edu device to vfio-pci
+ *   p ADDRESS             bind this PCI device to vfio-pci
  *   e NAME=VALUE          set an environment variable
  *   a ARGUMENT            append to the next program's command line; the first is its path
  *   x                     run that program and wait for it
+ *   f PATH                copies of files go to this port of a virtio-serial device
+ *   c PATH                copy this file there, below a line "== PATH"
  *   l                     look for memory leaks (kmemleak)
  *
  * What the programs print goes to the serial port of "o", untouched. How they ended goes to the
@@ -41,11 +46,14 @@
 
 #define SCRIPT "/lab/script"
 #define MAX_ARGS 256
+#define PATIENCE_MS 60000
 #define EDU_VENDOR "0x1234"
 #define EDU_DEVICE "0x11e8"
 
 static int kmsg = -1;
 static int output = 1;
+static int errors = -1;
+static int copies = -1;
 
 static __attribute__((format(printf, 1, 2))) void report(const char *fmt, ...)
 {
@@ -148,6 +156,23 @@ static int has_id(const char *device, const char *file, const char *id)
 	return !read_file(path, value, sizeof(value)) && !strcmp(value, id);
 }
 
+static int bind_to_vfio(const char *device)
+{
+	char path[512], link[512] = "";
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver_override", device);
+	write_file(path, "vfio-pci");
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver/unbind", device);
+	write_file(path, device);
+	write_file("/sys/bus/pci/drivers_probe", device);
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", device);
+	if (readlink(path, link, sizeof(link) - 1) < 0 || !strstr(link, "/vfio-pci")) {
+		report("failed bind %s to vfio-pci", device);
+		return -ENODEV;
+	}
+	return 0;
+}
+
 /* LAB_EDU in the programs' environment: the addresses of the bound devices, in order */
 static void bind_edu(void)
 {
@@ -157,18 +182,11 @@ static void bind_edu(void)
 
 	for (int i = 0; i < n; free(list[i++])) {
 		const char *device = list[i]->d_name;
-		char path[512], link[512] = "";
 
 		if (!has_id(device, "vendor", EDU_VENDOR) || !has_id(device, "device", EDU_DEVICE))
 			continue;
-		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver_override", device);
-		write_file(path, "vfio-pci");
-		write_file("/sys/bus/pci/drivers_probe", device);
-		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", device);
-		if (readlink(path, link, sizeof(link) - 1) < 0 || !strstr(link, "/vfio-pci")) {
-			report("failed bind %s to vfio-pci", device);
+		if (bind_to_vfio(device))
 			continue;
-		}
 		if (*all)
 			strncat(all, " ", sizeof(all) - strlen(all) - 1);
 		strncat(all, device, sizeof(all) - strlen(all) - 1);
@@ -191,7 +209,7 @@ static void run(char **argv)
 
 		dup2(null, 0);
 		dup2(output, 1);
-		dup2(output, 2);
+		dup2(errors < 0 ? output : errors, 2);
 		setsid();
 		execv(argv[0], argv);
 		dprintf(2, "%s: %s\n", argv[0], strerror(errno));
@@ -241,6 +259,50 @@ static void open_output(const char *path)
 	}
 }
 
+static int open_port(const char *path)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		report("failed open %s: %s", path, strerror(errno));
+	return fd;
+}
+
+static void copy_file(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char buf[16384];
+	ssize_t n, done, part;
+
+	if (fd < 0) {
+		report("failed copy %s: %s", path, strerror(errno));
+		return;
+	}
+	dprintf(copies, "== %s\n", path);
+	while ((n = read(fd, buf, sizeof(buf))) > 0) {
+		for (done = 0; done < n; done += part) {
+			part = write(copies, buf + done, n - done);
+			if (part <= 0) {
+				report("failed copy %s: %s", path, strerror(errno));
+				close(fd);
+				return;
+			}
+		}
+	}
+	close(fd);
+}
+
+static void wait_for(const char *path)
+{
+	for (int ms = 0; access(path, F_OK); ms += 10) {
+		if (ms >= PATIENCE_MS) {
+			report("failed wait for %s", path);
+			return;
+		}
+		usleep(10000);
+	}
+}
+
 static void obey(char *word, char **argv, int *argc)
 {
 	char *value = word + 1;
@@ -248,6 +310,12 @@ static void obey(char *word, char **argv, int *argc)
 	switch (word[0]) {
 	case 'o':
 		open_output(value);
+		break;
+	case 'r':
+		errors = open_port(value);
+		break;
+	case 'i':
+		wait_for(value);
 		break;
 	case 'm':
 		load_module(value);
@@ -270,6 +338,9 @@ static void obey(char *word, char **argv, int *argc)
 	case 'b':
 		bind_edu();
 		break;
+	case 'p':
+		bind_to_vfio(value);
+		break;
 	case 'e':
 		putenv(value);
 		break;
@@ -282,6 +353,12 @@ static void obey(char *word, char **argv, int *argc)
 		if (*argc)
 			run(argv);
 		*argc = 0;
+		break;
+	case 'f':
+		copies = open_port(value);
+		break;
+	case 'c':
+		copy_file(value);
 		break;
 	case 'l':
 		find_leaks();

@@ -5,15 +5,24 @@
 
 # lab run [OPTIONS] PROGRAM [ARGUMENTS] [--then PROGRAM [ARGUMENTS]]...
 lab_run() {
-	local kernel=lab kernel_work=$work_name limit=120 icount= smp= mem= edus=1 log= hugepages= leaks= quiet=
+	local kernel=lab kernel_work=$work_name limit= icount= smp= mem= edus=1 log= hugepages= leaks= quiet=
 	local append=() environment=() files=() qemu_args=() writes=() modules=() trace=
 	local vtd='' smmu='' smmus=1 erratum='' host=vtd viommu='' qemu=ours reboots='' attend=()
-	local dir script argument first program rc=0 status line
+	local full='' vhost='' host_kernel='' host_work='' host_appends=() host_writes=() host_copies=() host_qemu_args=() host_devices=() passed=()
+	local dir script argument first program rc=0 status line at console trace_file
 
 	while (($#)); do
 		case $1 in
 		--host) host=$2; shift ;;
 		--guest) host=guest-$2; shift ;;
+		--full) full=$2; shift ;;
+		--vhost) vhost=$2; shift ;;
+		--host-work) host_work=$2; shift ;;
+		--host-kernel) host_kernel=$2; shift ;;
+		--host-append) host_appends+=("$2"); shift ;;
+		--host-write) host_writes+=("$2"); shift ;;
+		--host-copy) host_copies+=("$2"); shift ;;
+		--host-qemu-arg) host_qemu_args+=("$2"); shift ;;
 		--viommu) viommu=$2; shift ;;
 		--qemu) qemu=$2; shift ;;
 		--reboots) reboots=1 ;;
@@ -46,9 +55,14 @@ lab_run() {
 		shift
 	done
 	(($#)) || die "lab run: which program?" "Usage: tools/lab/lab run [OPTIONS] PROGRAM [ARGUMENTS]"
+	limit=${limit:-$([[ $full ]] && echo 300 || echo 120)}
 	smp=${smp:-$((icount ? 1 : 2))}
 	check_run_options
-	select_host "$host"
+	if [[ $full ]]; then
+		select_nested "$full"
+	else
+		select_host "$host"
+	fi
 
 	mem=${mem:-$host_mem}
 
@@ -56,22 +70,13 @@ lab_run() {
 	# A private copy of all that the run needs: the trees may change while it goes on.
 	scratch dir
 	prepare_qemu
-	host_properties=${vtd:-$host_properties${smmu:+,$smmu}${viommu:+,$viommu}}
-	prepare_kernel
+	choose_properties
+	prepare_kernel "$kernel"
 	for argument in "${modules[@]}"; do
 		has_module "$kernel_build" "$argument" || die "this kernel has no module $argument"
 	done
 	cp "$kernel_build/$arch_image" "$dir/kernel"
-	mkdir -p "$dir/root"/{bin,dev,proc,sys,tmp,lab/modules}
-	compile_init "$dir/root/init"
-	script=$dir/root/lab/script
-	: >"$script"
-	word o "$host_output"
-	while read -r line; do
-		copy_module "$kernel_build/$line" "$dir/root/lab/modules"
-		line=$(basename "$line")
-		word m "/lab/modules/${line%.xz}"
-	done < <(needed_modules "$kernel_build" "${host_modules[@]}" "${modules[@]}")
+	make_root "$dir/root" "${modules[@]}"
 	[[ ! $host_is_guest ]] || guest_words
 	[[ ! $hugepages ]] || word h "$hugepages"
 	for argument in "${writes[@]}"; do
@@ -119,27 +124,25 @@ lab_run() {
 		make_initrd "$dir/root" "$dir/initrd"
 	fi
 
-	local options=(-nodefaults -display none -monitor none -nic none -m "$mem" "${host_machine[@]}"
-		-chardev "file,id=console,path=$dir/console" -serial chardev:console
-		-chardev stdio,id=output,signal=off -serial chardev:output
-		-kernel "$dir/kernel" -initrd "$dir/initrd")
+	at=$dir console=$dir/console trace_file=${log:-$console}.trace
+	[[ ! $full ]] || at=$guest_place console=$port_console trace_file=$port_trace
+	local options=()
+	machine_options
 	[[ $reboots ]] || options+=(-no-reboot)
-	append=("console=$host_console" panic=-1 oops=panic printk.devkmsg=on "${host_append[@]}" "${append[@]}")
 	[[ ! $leaks ]] || append+=(kmemleak=on)
 	# With 5-level tables KASAN takes good addresses for wild ones, if an interrupt comes while
 	# identify_cpu() sets up the bits of the boot CPU.
 	[[ $kernel != debug || $arch != x86 ]] || append+=(no5lvl)
-	if [[ $icount ]]; then
-		options+=(-accel 'tcg,thread=single' -smp "$smp" -icount 'shift=0,sleep=off' -seed 1
-			-rtc 'base=2026-01-01,clock=vm')
-		append+=(nokaslr "${host_append_icount[@]}")
+	if [[ $full ]]; then
+		kvm_options
 	else
-		options+=(-accel 'tcg,thread=multi' -smp "$smp" -seed 1)
+		emulation_options
 	fi
 	add_devices
 	[[ ! $host_is_guest ]] || add_endpoints
-	[[ ! $trace ]] || options+=(-trace "$trace" -D "${log:-$dir/console}.trace")
+	[[ ! $trace ]] || options+=(-trace "$trace" -D "$trace_file")
 	options+=("${qemu_args[@]}" -append "${append[*]}")
+	[[ ! $full ]] || put_into_host
 	release
 	[[ $smmus == 1 && ! $erratum ]] || edit_device_tree
 
@@ -151,7 +154,11 @@ lab_run() {
 		cp "$dir/log" "$log"
 	fi
 	status=0
-	judge "$dir/log" "$rc" "$limit" "$log" || status=$?
+	if [[ $full ]]; then
+		judge_full || status=$?
+	else
+		judge "$dir/log" "$rc" "$limit" "$log" || status=$?
+	fi
 	if [[ -s $dir/findings ]]; then
 		sed 's/^/lab: /' "$dir/findings" >&2
 		((status)) || status=1
@@ -159,10 +166,8 @@ lab_run() {
 	return "$status"
 }
 
-# QEMU in $dir/qemu, and the properties of its IOMMU
+# QEMU in $dir/qemu
 prepare_qemu() {
-	local finding iommu=/machine/peripheral/iommu0/virtio-backend
-
 	if [[ $qemu == debian ]]; then
 		[[ -x /usr/bin/$host_qemu ]] || die "there is no /usr/bin/$host_qemu" "Install it: tools/lab/lab packages"
 		# not a copy: it looks for its firmware from where it is
@@ -178,10 +183,22 @@ prepare_qemu() {
 		fi
 		cp "$qemu_build/$host_qemu" "$dir/qemu"
 	fi
+	[[ ! $full ]] || prepare_qemu_static
+}
+
+# The properties of the IOMMU: those that this QEMU has of the lab's, and the user's
+choose_properties() {
+	local finding iommu=/machine/peripheral/iommu0/virtio-backend
+
 	"$dir/qemu" -machine none -device "$host_iommu,help" >"$dir/iommu.help" 2>&1 ||
 		die "this $host_qemu has no $host_iommu" "$(<"$dir/iommu.help")"
 	host_properties+=$(optional_properties "$dir/iommu.help" "${host_optional[@]}")
-	if [[ $(last_value check "$host_properties,$viommu") == on && $(last_value stage1 "$host_properties,$viommu") == on ]]; then
+	if [[ $host_is_guest ]]; then
+		host_properties+=${viommu:+,$viommu}${vhost:+,vhost=$vhost}
+	else
+		host_properties=${vtd:-$host_properties${smmu:+,$smmu}}
+	fi
+	if [[ $(last_value check "$host_properties") == on && $(last_value stage1 "$host_properties") == on ]]; then
 		for finding in stale-translations stale-remaps stale-table-writes false-promises; do
 			attend+=(--zero "$iommu:$finding")
 		done
@@ -190,8 +207,10 @@ prepare_qemu() {
 	fi
 }
 
-# The kernel in $kernel_build
+# prepare_kernel KIND: in $kernel_build
 prepare_kernel() {
+	local kernel=$1
+
 	if [[ $kernel == debian-* ]]; then
 		unpack_debian_kernel "$kernel-$arch"
 		return
@@ -204,6 +223,48 @@ prepare_kernel() {
 	else
 		build_linux "$(machine_kind "$kernel")" || die "the $kernel kernel was not built"
 	fi
+}
+
+# make_root DIR: what the initial RAM disk of the machine holds in any case; the script loads the modules
+make_root() {
+	local root=$1 line
+	shift
+
+	mkdir -p "$root"/{bin,dev,proc,sys,tmp,lab/modules}
+	compile_init "$root/init"
+	script=$root/lab/script
+	: >"$script"
+	word o "$host_output"
+	while read -r line; do
+		copy_module "$kernel_build/$line" "$root/lab/modules"
+		line=$(basename "$line")
+		word m "/lab/modules/${line%.xz}"
+	done < <(needed_modules "$kernel_build" "${host_modules[@]}" "$@")
+}
+
+# The options for QEMU that the machine is made with, and how its kernel is started: files are in $at.
+machine_options() {
+	options+=(-nodefaults -display none -monitor none -nic none -m "$mem" "${host_machine[@]}"
+		-chardev "file,id=console,path=$console" -serial chardev:console
+		-chardev stdio,id=output,signal=off -serial chardev:output
+		-kernel "$at/kernel" -initrd "$at/initrd")
+	append=("console=$host_console" panic=-1 oops=panic printk.devkmsg=on "${host_append[@]}" "${append[@]}")
+}
+
+# Everything is emulated.
+emulation_options() {
+	if [[ $icount ]]; then
+		options+=(-accel 'tcg,thread=single' -icount 'shift=0,sleep=off' -rtc 'base=2026-01-01,clock=vm')
+	else
+		options+=(-accel 'tcg,thread=multi')
+	fi
+	options+=(-seed 1)
+	count_options
+}
+
+count_options() {
+	[[ ! $icount ]] || append+=(nokaslr "${host_append_icount[@]}")
+	options+=(-smp "$smp")
 }
 
 # copy_module FILE DIR: as the VM's kernel takes it
@@ -225,25 +286,48 @@ guest_words() {
 # which they can be pulled out, and another NIC, to which the first one is connected.
 add_endpoints() {
 	local name
+	local -a backends=()
 
-	attend=("$lab/attend" --findings "$dir/findings" "${attend[@]}")
+	attend=("$lab/attend" --findings "$dir/findings" ${full:+--inner} "${attend[@]}")
 	for name in fs raw; do
 		truncate -s 128M "$dir/$name.img"
-		options+=(-blockdev "driver=raw,node-name=$name,file.driver=file,file.filename=$dir/$name.img,cache.no-flush=on")
+		backends+=(-blockdev "driver=raw,node-name=$name,file.driver=file,file.filename=$dir/$name.img,cache.no-flush=on")
 	done
 	/sbin/mke2fs -q -t ext4 -F "$dir/fs.img" || die "no file system could be made on $dir/fs.img"
-	options+=(-device "nvme,id=fs,serial=fs,drive=fs"
-		-device "pcie-root-port,id=port1,bus=pcie.0,chassis=1"
-		-device "nvme,id=raw,serial=raw,drive=raw,bus=port1"
-		-device "pcie-root-port,id=port2,bus=pcie.0,chassis=2"
-		-netdev "hubport,id=net0,hubid=0" -device "e1000e,id=nic0,netdev=net0,mac=52:54:00:00:00:01,romfile=,bus=port2"
-		-netdev "hubport,id=net1,hubid=0" -device "e1000e,id=nic1,netdev=net1,mac=52:54:00:00:00:02,romfile=")
+	backends+=(-netdev "hubport,id=net0,hubid=0" -netdev "hubport,id=net1,hubid=0")
+	if [[ $full ]]; then
+		host_devices+=("${backends[@]}")
+	else
+		options+=("${backends[@]}")
+	fi
+	add_endpoint nvme,serial=fs,drive=fs id=fs
+	options+=(-device "pcie-root-port,id=port1,bus=pcie.0,chassis=1")
+	add_endpoint nvme,serial=raw,drive=raw id=raw,bus=port1
+	options+=(-device "pcie-root-port,id=port2,bus=pcie.0,chassis=2")
+	add_endpoint e1000e,netdev=net0,mac=52:54:00:00:00:01,romfile= id=nic0,bus=port2
+	add_endpoint e1000e,netdev=net1,mac=52:54:00:00:00:02,romfile= id=nic1
+}
+
+# add_endpoint DEVICE PROPERTIES: it is emulated, for the host of a full stack if there is one. Then the guest
+# gets it from there. The properties say what it is and where in the guest.
+add_endpoint() {
+	local slot
+
+	if [[ $full ]]; then
+		slot=$(printf %x $((passed_slot + ${#passed[@]})))
+		passed+=("0000:00:$slot.0")
+		host_devices+=(-device "$1,bus=pcie.0,addr=$slot")
+		options+=(-device "vfio-pci,host=0000:00:$slot.0,iommufd=iommufd0,$2")
+	else
+		options+=(-device "$1,$2")
+	fi
 }
 
 # The last edu device is behind the last IOMMU. Only bridges can be plugged into the expander.
 add_devices() {
 	local number edu=edu,dma_mask=0xffffffffffff
 
+	[[ ! $host_is_guest || ! $full ]] || options+=(-object iommufd,id=iommufd0)
 	options+=(-device "$host_iommu,id=iommu0${host_bus:+,primary-bus=$host_bus},$host_properties")
 	if ((smmus > 1)); then
 		options+=(-device "pxb-pcie,id=pxb,bus_nr=$pxb_bus,bus=$host_bus"
@@ -253,6 +337,8 @@ add_devices() {
 	for ((number = 1; number <= edus; number++)); do
 		if ((number == edus && smmus > 1)); then
 			options+=(-device "$edu,bus=pxb_port")
+		elif [[ $host_is_guest ]]; then
+			add_endpoint "$edu" bus=pcie.0
 		else
 			options+=(-device "$edu,bus=pcie.0")
 		fi
@@ -270,12 +356,27 @@ edit_device_tree() {
 
 # What can be said about lab run's options before anything is built.
 check_run_options() {
-	local option name
+	local option name machine=${full:-$host}
 
+	if [[ $full ]]; then
+		[[ " ${hosts[*]} " == *" $full "* ]] || die "lab run --full $full: there is no such host" "There are: ${hosts[*]}"
+		[[ $host == vtd ]] || die "lab run: --full has a host and a guest in it" "Leave out --host and --guest."
+		[[ $qemu == ours ]] || die "lab run --qemu $qemu is for guests alone" "Say --guest x86 or --guest arm64."
+		[[ ${vhost:-on} == on || $vhost == off ]] || die "lab run --vhost: on or off, not $vhost"
+		[[ $smmus == 1 && ! $erratum ]] || die "lab run --full has one SMMU, without the erratum"
+		[[ ${host_kernel:=lab} == lab || $host_kernel == debug ]] ||
+			die "lab run --host-kernel $host_kernel: there is no such kernel" "There are lab and debug."
+	else
+		for option in vhost host-work=host_work host-kernel=host_kernel host-append=host_appends host-write=host_writes \
+			host-copy=host_copies host-qemu-arg=host_qemu_args; do
+			name=${option#*=}
+			[[ ! ${!name:-} ]] || die "lab run --${option%=*} is for --full" "Say --full vtd or --full smmuv3."
+		done
+	fi
 	if [[ $host == guest-* ]]; then
 		[[ " ${guests[*]} " == *" $host "* ]] || die "lab run --guest ${host#guest-}: there is no such guest" \
 			"There are: ${guests[*]#guest-}"
-	else
+	elif [[ ! $full ]]; then
 		[[ " ${hosts[*]} " == *" $host "* ]] || die "lab run --host $host: there is no such host" "There are: ${hosts[*]}"
 		for option in viommu reboots; do
 			[[ ! ${!option} ]] || die "lab run --$option is for guests" "Say --guest x86 or --guest arm64."
@@ -292,11 +393,11 @@ check_run_options() {
 		name=${option#*=}
 		[[ ${!name} =~ ^[0-9]+$ ]] || die "lab run --${option%=*} wants a number, not '${!name}'"
 	done
-	[[ ! $vtd || $host == vtd ]] || die "lab run --vtd is for --host vtd" "Properties of an SMMU: --smmu"
-	[[ ! $smmu || $host == smmuv3 ]] || die "lab run --smmu is for --host smmuv3" "Properties of a VT-d: --vtd"
+	[[ ! $vtd || $machine == vtd ]] || die "lab run --vtd is for --host vtd" "Properties of an SMMU: --smmu"
+	[[ ! $smmu || $machine == smmuv3 ]] || die "lab run --smmu is for --host smmuv3" "Properties of a VT-d: --vtd"
 	((smmus == 1 || smmus == 2)) || die "lab run --smmus: 1 or 2, not $smmus"
-	((smmus == 1)) || [[ $host == smmuv3 ]] || die "lab run --smmus is for --host smmuv3"
-	[[ ! $erratum || $host == smmuv3 ]] || die "lab run --smmu-erratum is for --host smmuv3"
+	((smmus == 1)) || [[ $machine == smmuv3 ]] || die "lab run --smmus is for --host smmuv3"
+	[[ ! $erratum || $machine == smmuv3 ]] || die "lab run --smmu-erratum is for --host smmuv3"
 }
 
 word() {

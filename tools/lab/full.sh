@@ -1,0 +1,114 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# The full stack: our emulated host, with its vendor's IOMMU, runs our kernel with KVM; there our QEMU runs
+# a guest with virtio-iommu, which gets the host's endpoints by VFIO.
+
+# Where things are in the host's VM, and the ports by which they leave it
+guest_place=/lab/guest
+port_console=/dev/vport0p1 # the guest's kernel log
+port_qmp=/dev/vport0p2     # QMP of the guest's QEMU
+port_errors=/dev/vport0p3  # what the guest's QEMU has to say
+port_trace=/dev/vport0p4   # and its trace events
+port_copies=/dev/vport0p5  # files of the host's VM
+# The endpoints that the guest gets are at this slot of the root bus and those after it.
+passed_slot=16
+
+# The QEMU that runs in the host: from the same sources as the one that runs the host
+prepare_qemu_static() {
+	if [[ $quiet ]]; then
+		build_qemu_static "$arch" 2>"$dir/build.log" || die "the static QEMU was not built" "$(<"$dir/build.log")"
+	else
+		build_qemu_static "$arch" || die "the static QEMU was not built"
+	fi
+	cp "$qemu_static" "$dir/qemu-static"
+}
+
+# The guest's CPUs are those of the host.
+kvm_options() {
+	options+=(-accel kvm -L "$at" -no-shutdown -chardev "pipe,id=qmp,path=$port_qmp" -mon chardev=qmp,mode=control)
+	count_options
+}
+
+# The guest's kernel, initial RAM disk and QEMU become files of the host, and its options and endpoints are in
+# the host's script. From here on, options, append and dir are the host's.
+put_into_host() {
+	local kernel_work=${host_work:-$kernel_work} inside=$dir/host$guest_place at=$dir console=$dir/console_host smp=2 mem=2G file item number=0
+	local guest_qemu=("$guest_place/qemu" "${options[@]}")
+
+	: >"$console"
+	mkdir -p "$inside"
+	mv "$dir/kernel" "$dir/initrd" "$inside/"
+	mv "$dir/qemu-static" "$inside/qemu"
+	for file in "${nested_firmware[@]}"; do
+		cp "$file" "$inside/" || die "there is no $file" "Install it: tools/lab/lab packages"
+	done
+
+	select_host "$full"
+	host_modules+=("${nested_modules[@]}")
+	prepare_kernel "$([[ $host_kernel == debug ]] && echo guest-debug || echo guest)"
+	cp "$kernel_build/$arch_image" "$dir/kernel"
+	make_root "$dir/host"
+	for item in "$port_console" "$port_qmp" "$port_errors" "$port_trace" "$port_copies"; do
+		word i "$item"
+	done
+	word r "$port_errors"
+	word f "$port_copies"
+	for item in "${host_writes[@]}"; do
+		word w "$item"
+	done
+	for item in "${passed[@]}"; do
+		word p "$item"
+	done
+	for item in "${guest_qemu[@]}"; do
+		word a "$item"
+	done
+	word x ''
+	for item in "${host_copies[@]}"; do
+		word c "$item"
+	done
+	make_initrd "$dir/host" "$dir/initrd"
+
+	choose_properties
+	options=(-no-reboot -device virtio-serial-pci)
+	append=("${host_appends[@]}")
+	machine_options
+	emulation_options
+	for item in console '' qemu_says trace copies; do
+		number=$((number + 1))
+		# attend is the other end of QMP
+		[[ ! $item ]] || options+=(-chardev "file,id=port$number,path=$dir/$item")
+		options+=(-device "virtserialport,nr=$number,chardev=$([[ $item ]] && echo "port$number" || echo attend)")
+	done
+	edus=0
+	add_devices
+	options+=("${host_devices[@]}" "${host_qemu_args[@]}" -append "${append[*]}")
+}
+
+# judge_full: what became of the host's VM and, in it, of QEMU and its guest? The status is the guest's, if it has one.
+judge_full() {
+	local status=0 guest_status=0 file
+
+	tr -d '\r' <"$dir/console_host" >"$dir/log.host"
+	if [[ $log ]]; then
+		cp "$dir/log.host" "$log.host"
+		for file in trace copies; do
+			[[ ! -s $dir/$file ]] || cp "$dir/$file" "$log.$file"
+		done
+	fi
+	[[ ! -s $dir/qemu_says ]] || sed "s/^/lab: the guest's QEMU says: /" "$dir/qemu_says" >&2
+	judge "$dir/log.host" "$rc" "$limit" "${log:+$log.host}" 2>"$dir/said" || status=$?
+	sed 's/^lab: /lab: the host: /' "$dir/said" >&2
+	if ((status == 125)); then
+		[[ ! -s $dir/log ]] || {
+			echo "     The end of the guest's kernel log:"
+			tail -n 15 "$dir/log" | sed 's/^/     | /'
+			[[ ! $log ]] || echo "     All of it: $log"
+		} >&2
+		return 125
+	fi
+	((status == 0)) || echo "lab: the guest's QEMU has ended with status $status" >&2
+	judge "$dir/log" "$((status ? 1 : 0))" "$limit" "$log" || guest_status=$?
+	((guest_status)) || guest_status=$status
+	return "$guest_status"
+}
