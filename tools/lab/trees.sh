@@ -40,7 +40,11 @@ select_tree() {
 	tree_lock=$cache/work/$work_name/$what.lock
 }
 
+# The Linux tree of this name has nothing of ours.
+stock=stock
+
 linux_files() {
+	[[ $work_name != "$stock" ]] || return 0
 	(cd "$repo" && find drivers include tools/testing -type f) | not_ours
 }
 
@@ -99,6 +103,7 @@ import_shared() {
 }
 
 series() {
+	[[ $1 != linux || $work_name != "$stock" ]] || return 0
 	find "$repo/$1-patches" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
 	find "$cache/work/$work_name/extra-$1" -maxdepth 1 -name '*.patch' 2>/dev/null | LC_ALL=C sort
 }
