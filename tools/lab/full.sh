@@ -61,7 +61,11 @@ put_into_host() {
 		word p "$item"
 	done
 	for item in "${guest_qemu[@]}"; do
-		word a "$item"
+		if [[ $item == *tsc_early_khz=@* ]]; then
+			word t "$item"
+		else
+			word a "$item"
+		fi
 	done
 	word x ''
 	for item in "${host_copies[@]}"; do
@@ -96,7 +100,11 @@ judge_full() {
 			[[ ! -s $dir/$file ]] || cp "$dir/$file" "$log.$file"
 		done
 	fi
-	[[ ! -s $dir/qemu_says ]] || sed "s/^/lab: the guest's QEMU says: /" "$dir/qemu_says" >&2
+	awk '{ if (!n[$0]++) line[++last] = $0 }
+		END {
+			for (i = 1; i <= last; i++)
+				print "lab: the guest'"'"'s QEMU says: " line[i] (n[line[i]] > 1 ? " (" n[line[i]] " times)" : "")
+		}' "$dir/qemu_says" >&2
 	judge "$dir/log.host" "$rc" "$limit" "${log:+$log.host}" 2>"$dir/said" || status=$?
 	sed 's/^lab: /lab: the host: /' "$dir/said" >&2
 	if ((status == 125)); then

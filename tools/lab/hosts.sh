@@ -161,9 +161,11 @@ select_nested() {
 	nested_firmware=()
 	if [[ $arch == x86 ]]; then
 		# what AMD-V here does not have, or what costs exits for nothing
-		host_machine+=(-machine smm=off)
-		# to check it against other clocks takes exits, and a busy machine fails
+		host_machine+=(-machine smm=off,hpet=off)
+		# Two exits take longer than what a kernel measures the TSC by: it is told, see put_into_host.
 		host_append+=(tsc=reliable)
+		host_append_icount=(tsc_early_khz=1000000)
+		[[ ${icount:-} ]] || host_append+=(tsc_early_khz=@)
 		nested_modules+=(kvm_amd)
 		nested_firmware=(/usr/share/seabios/bios-256k.bin /usr/share/qemu/{kvmvapic,linuxboot_dma}.bin)
 	fi

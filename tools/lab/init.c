@@ -15,6 +15,7 @@
  *   p ADDRESS             bind this PCI device to vfio-pci
  *   e NAME=VALUE          set an environment variable
  *   a ARGUMENT            append to the next program's command line; the first is its path
+ *   t ARGUMENT            the same, and @ in it stands for the rate of the TSC in kHz
  *   x                     run that program and wait for it
  *   f PATH                copies of files go to this port of a virtio-serial device
  *   c PATH                copy this file there, below a line "== PATH"
@@ -28,6 +29,7 @@
  *   lab: failed TEXT             (a step of the above did not work)
  *   lab: done
  */
+#define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -42,7 +44,11 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
+#ifdef __x86_64__
+#include <x86intrin.h>
+#endif
 
 #define SCRIPT "/lab/script"
 #define MAX_ARGS 256
@@ -303,6 +309,41 @@ static void wait_for(const char *path)
 	}
 }
 
+#define TSC_SAMPLE_US 200000
+
+/* As the kernel's clock sees it, which follows the TSC. */
+static unsigned long tsc_khz(void)
+{
+#ifdef __x86_64__
+	struct timespec start, end;
+	unsigned long long tsc;
+	long long ns;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &start);
+	tsc = __rdtsc();
+	usleep(TSC_SAMPLE_US);
+	clock_gettime(CLOCK_MONOTONIC_RAW, &end);
+	tsc = __rdtsc() - tsc;
+	ns = (end.tv_sec - start.tv_sec) * 1000000000LL + end.tv_nsec - start.tv_nsec;
+	return tsc * 1000000 / ns;
+#else
+	return 0;
+#endif
+}
+
+static char *with_tsc_khz(char *text)
+{
+	char *at = strchr(text, '@'), *out;
+
+	if (!at)
+		return text;
+	*at = 0;
+	if (asprintf(&out, "%s%lu%s", text, tsc_khz(), at + 1) < 0)
+		return text;
+	report("info %s", out);
+	return out;
+}
+
 static void obey(char *word, char **argv, int *argc)
 {
 	char *value = word + 1;
@@ -344,6 +385,9 @@ static void obey(char *word, char **argv, int *argc)
 	case 'e':
 		putenv(value);
 		break;
+	case 't':
+		value = with_tsc_khz(value);
+		/* fallthrough */
 	case 'a':
 		if (*argc < MAX_ARGS)
 			argv[(*argc)++] = value;
