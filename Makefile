@@ -5,7 +5,7 @@
 LAB := $(CURDIR)/tools/lab/lab
 
 # Given on make's command line, these reach the lab as environment variables.
-export LINUX_SRC QEMU_SRC VHOST_IOMMU_CACHE VHOST_IOMMU_DROP VHOST_IOMMU_FAULT LAB_WORK
+export LINUX_SRC QEMU_SRC VHOST_IOMMU_CACHE VHOST_IOMMU_DROP VHOST_IOMMU_FAULT LAB_WORK VIOMMU
 
 # HOST in the environment may be the name of the machine; on the command line it is meant for us.
 ifeq ($(origin HOST),command line)
@@ -34,6 +34,8 @@ help:
 	@echo '                             (default: both)'
 	@echo '  GUEST=1 [ARCH=x86|arm64]   demo: a guest with virtio-iommu at work, and what it asks of its IOMMU'
 	@echo '                             bench: cost of dma_map and dma_unmap in a guest, and on a host'
+	@echo '  FULL=1 [VIOMMU=PROPERTIES] demo: such a guest in the host HOST, with the host'"'"'s drives; properties of'
+	@echo '                             its virtio-iommu, e.g. stage1=off'
 	@echo '  LINUX_SRC=, QEMU_SRC=      use this tree (a directory or a tarball), not the packaged source'
 	@echo '  VHOST_IOMMU_CACHE=         where trees and downloads go, shared by all clones'
 	@echo '                             (default: ~/.cache/vhost-iommu)'
@@ -44,7 +46,8 @@ help:
 test check test-long qemu spec clean distclean:
 	@$(LAB) $@
 demo bench:
-	@$(LAB) $@ $(if $(GUEST),--guest $(if $(filter command line,$(origin ARCH)),$(ARCH)))
+	@$(LAB) $@ $(if $(GUEST),--guest $(if $(filter command line,$(origin ARCH)),$(ARCH)),$(if $(FULL),$(full_$@)))
+full_demo := --full
 
 .PHONY: linux linux-debug
 linux:

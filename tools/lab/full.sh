@@ -37,6 +37,7 @@ put_into_host() {
 	local guest_qemu=("$guest_place/qemu" "${options[@]}")
 
 	: >"$console"
+	[[ ! $log ]] || rm -f "$log".{host,trace,copies}
 	mkdir -p "$inside"
 	mv "$dir/kernel" "$dir/initrd" "$inside/"
 	mv "$dir/qemu-static" "$inside/qemu"

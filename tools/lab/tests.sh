@@ -131,12 +131,16 @@ lab_programs() {
 
 # --- demo and bench ---
 
-# lab demo [--guest [ARCH]]
+# lab demo [--guest [ARCH] | --full [HOST]]
 lab_demo() {
 	local options=(--timeout 300)
 
 	if [[ ${1:-} == --guest ]]; then
 		demo_guest "${2:-x86}"
+		return
+	elif [[ ${1:-} == --full ]]; then
+		wanted_hosts
+		demo_full "${2:-${wanted[0]}}"
 		return
 	fi
 	[[ ! ${VHOST_IOMMU_DROP:-} ]] || options+=(--env "VHOST_IOMMU_DROP=$VHOST_IOMMU_DROP")
@@ -170,6 +174,75 @@ demo_guest() {
 	echo "requests that QEMU saw:"
 	count_requests "$log.trace" | sed 's/^/    /'
 	return "$rc"
+}
+
+# demo_full HOST: the same in a guest that HOST runs, with HOST's drives. VIOMMU has more properties for the guest's
+# virtio-iommu.
+demo_full() {
+	local log=$out/demo.full-$1.log event trace=() rc=0
+
+	[[ " ${hosts[*]} " == *" $1 "* ]] || die "lab demo --full $1: there is no such host" "There are: ${hosts[*]}"
+	need_packages
+	plan 5
+	select_host "$1"
+	build_qemu || die "QEMU was not built"
+	build_qemu_static "$arch" || die "the static QEMU was not built"
+	build_linux "guest$arch_suffix" || die "the kernel was not built"
+	step "programs: for $arch"
+	build_programs "$arch" || die "the programs were not built for $arch"
+	step "running a guest in the host $1: files and blocks of NVMe drives"
+	for event in "${guest_requests[@]}"; do
+		trace+=(--qemu-arg -trace --qemu-arg "virtio_iommu_$event")
+	done
+	for event in request flush error; do
+		trace+=(--host-write "$events/vhost_iommu_$event/enable=1")
+	done
+	lab_run --quiet --full "$1" --timeout 900 --log "$log" --trace virtio_iommu_attach "${trace[@]}" --viommu "${VIOMMU:-}" \
+		--host-write /sys/kernel/tracing/buffer_size_kb=16384 --host-copy /sys/kernel/tracing/trace \
+		"$bin/guest_storage" --then "$bin/guest_counters" >"$log.out" || rc=$?
+	echo "the host's kernel log, of its IOMMU:"
+	grep -E 'DMAR: (Intel|IOMMU|PMR)|arm-smmu-v3 |kvm|vhost|iommufd' "$log.host" | sed 's/^/    /' || true
+	echo "the guest's kernel log:"
+	grep -E 'iommu: |virtio_iommu|virtio-iommu|VIOT' "$log" | sed 's/^/    /' || true
+	echo "the guest's programs, the last one prints the driver's counters:"
+	sed 's/^/    /' "$log.out"
+	echo "requests that the guest's QEMU saw:"
+	touch "$log.trace"
+	count_requests "$log.trace" | sed 's/^/    /'
+	echo "requests that vhost-iommu saw in the host's kernel:"
+	count_taken "$log.copies" | sed 's/^/    /'
+	return "$rc"
+}
+
+events=/sys/kernel/tracing/events/vhost_iommu
+
+# count_taken TRACE: by the tracepoints of vhost-iommu
+count_taken() {
+	[[ -f $1 ]] || set -- /dev/null
+	awk '
+		$0 !~ /^#/ && match($0, / vhost_iommu_(request|flush|error): /) {
+			name = substr($0, RSTART + 13, RLENGTH - 15)
+			count[name]++
+			if (match($0, / nr=[0-9]+/))
+				descriptors += substr($0, RSTART + 4, RLENGTH - 4)
+			if (match($0, / entries=[0-9]+/))
+				entries += substr($0, RSTART + 9, RLENGTH - 9)
+		}
+		/^# entries-in-buffer/ && match($0, /[0-9]+\/[0-9]+/) {
+			split(substr($0, RSTART, RLENGTH), n, "/")
+			lost += n[2] - n[1]
+		}
+		END {
+			if (!count["request"]) {
+				print "none"
+				exit
+			}
+			printf "INVALIDATE    %d, descriptors %d\n", count["request"], descriptors
+			printf "flushes       %d, entries %d\n", count["flush"], entries
+			printf "errors        %d\n", count["error"]
+			if (lost)
+				printf "lost          %d: the trace buffer was too small\n", lost
+		}' "$1"
 }
 
 guest_requests=(detach map unmap attach_table detach_table invalidate)
@@ -341,8 +414,10 @@ check_guest_trees() {
 build_trees() {
 	local kind
 
-	tap_plan $((3 + $#))
+	tap_plan $((5 + $#))
 	tap_loud "QEMU and its tests" build_qemu tests
+	tap_loud "the static QEMU for x86" build_qemu_static x86
+	tap_loud "the static QEMU for arm64" build_qemu_static arm64
 	for kind; do
 		tap_loud "the $kind kernel" build_linux "$kind"
 	done
@@ -461,6 +536,7 @@ vm_programs() {
 	while [[ $1 != -- ]]; do
 		[[ $1 != --host ]] || host=$2
 		[[ $1 != --guest ]] || host=guest-$2
+		[[ $1 != --full ]] || host=$2
 		options+=("$1")
 		shift
 	done
@@ -676,6 +752,22 @@ check_guest_groups() {
 			"guest_formats ${guest_formats[x86]} 0000:00:$at.0 0000:00:$at.1" guest_vfio || rc=$?
 	done
 	return "$rc"
+}
+
+# --- guests in hosts ---
+
+# full STAGE HOST OPTIONS...: the host's drives work in a guest, with strict and with lazy invalidation
+full() {
+	local stage=$1 host=$2 rc=0
+	shift 2
+
+	vm_programs "$stage-strict" --full "$host" --append iommu.strict=1 "$@" -- guest_storage || rc=$?
+	vm_programs "$stage-lazy" --full "$host" --append iommu.strict=0 "$@" -- guest_storage || rc=$?
+	return "$rc"
+}
+
+check_full_vtd() {
+	full full-vtd vtd --viommu stage1=off --timeout 900
 }
 
 # Who knows nothing of stage 1: Debian's kernels on our QEMU, our kernel on Debian's QEMU.
