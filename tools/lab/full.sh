@@ -33,7 +33,7 @@ kvm_options() {
 # The guest's kernel, initial RAM disk and QEMU become files of the host, and its options and endpoints are in
 # the host's script. From here on, options, append and dir are the host's.
 put_into_host() {
-	local kernel_work=${host_work:-$kernel_work} inside=$dir/host$guest_place at=$dir console=$dir/console_host smp=2 mem=2G file item number=0
+	local kernel_work=${host_work:-$kernel_work} inside=$dir/host$guest_place at=$dir console=$dir/console_host smp=$((icount ? 1 : 2)) mem=2G file item number=0
 	local guest_qemu=("$guest_place/qemu" "${options[@]}")
 
 	: >"$console"

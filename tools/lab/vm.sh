@@ -225,7 +225,7 @@ prepare_kernel() {
 	fi
 }
 
-# make_root DIR: what the initial RAM disk of the machine holds in any case; the script loads the modules
+# make_root DIR MODULE...: what the initial RAM disk of the machine holds in any case; the script loads the modules
 make_root() {
 	local root=$1 line
 	shift
