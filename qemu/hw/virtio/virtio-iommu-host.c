@@ -44,6 +44,7 @@
 #include "iommu-attach/attach.h"
 #include "iommu-attach/attach_inval.h"
 #include "trace.h"
+#include "virtio-iommu-fault.h"
 #include "virtio-iommu-host.h"
 
 #define WHY_LEN 256
@@ -162,6 +163,7 @@ static void init_dev(VirtIOIOMMUHost *h, uint32_t ioas_id, uint64_t virt_id)
         .iommufd = h->idev->iommufd->fd,
         .ioas_id = ioas_id,
         .gpa_last = last_address(),
+        .faults = ATTACH_FAULTS_FILE,
     };
     h->dev = (struct attach_dev) {
         .host = &h->host,
@@ -516,6 +518,7 @@ static void drop_table(VirtIOIOMMUHost *h)
         h->attachment = NULL;
     }
     if (h->ready) {
+        virtio_iommu_fault_del(h->s, &h->dev);
         attach_dev_exit(&h->dev);
         h->ready = false;
     }
@@ -545,6 +548,7 @@ static int enter_table(VirtIOIOMMUHost *h, VirtIOIOMMUEndpoint *ep,
         return ret;
     }
     h->ready = true;
+    virtio_iommu_fault_add(h->s, &h->dev);
     ret = attachment_new(h, domain_id, cfg, &h->attachment);
     if (ret) {
         return ret;
