@@ -795,7 +795,10 @@ static void handle_invalq(VirtIODevice *vdev, VirtQueue *vq)
     VirtIOIOMMU *s = VIRTIO_IOMMU(vdev);
 
     if (virtio_iommu_vhost_active(s)) {
-        /* A kick that vhost-iommu did not get: it looks when it starts */
+        /*
+         * Not of the guest: vhost leaves kicks in the eventfd, and what is in
+         * it comes here when the queues are stopped.
+         */
         trace_virtio_iommu_vhost_kick(i);
         return;
     }
