@@ -816,6 +816,7 @@ static void test_kick(void)
     Fixture *f = boot_vhost("");
     const QListEntry *e;
     uint64_t leaf;
+    uint32_t head;
     QDict *info;
     int i;
 
@@ -836,10 +837,20 @@ static void test_kick(void)
     for (i = 0; i < NR_INVALQS; i++) {
         g_assert(!take_kick(i));
     }
-    /* One that nobody has taken when the queues are stopped */
+    /* A request that nobody has taken when the queues are stopped */
+    head = qvirtqueue_add(f->qts, f->vq[INVALQ(0)], REQ,
+                          sizeof(struct virtio_iommu_req_invalidate), false,
+                          true);
+    qvirtqueue_add(f->qts, f->vq[INVALQ(0)], ANSWER,
+                   sizeof(struct virtio_iommu_inv_tail), true, false);
+    qvirtqueue_kick(f->qts, f->dev, f->vq[INVALQ(0)], head);
+    g_assert(take_kick(0));
     f->dev->bus->virtqueue_kick(f->dev, f->vq[INVALQ(0)]);
     qmp_ok(f, "stop");
     qmp_ok(f, "cont");
+    g_assert(!qvirtqueue_get_buf(f->qts, f->vq[INVALQ(0)], NULL, NULL));
+    qvirtio_reset(f->dev);
+    g_assert(!qvirtqueue_get_buf(f->qts, f->vq[INVALQ(0)], NULL, NULL));
 
     info = query(f);
     QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "invalidation-queues"), e) {
