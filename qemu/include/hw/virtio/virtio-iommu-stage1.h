@@ -47,7 +47,7 @@ GList *virtio_iommu_stage1_resv_regions(VirtIOIOMMU *s, IOMMUDevice *sdev);
 ssize_t virtio_iommu_stage1_probe(VirtIOIOMMU *s, IOMMUDevice *sdev,
                                   uint8_t *buf, size_t free);
 
-/* Whether translations of the endpoint can be kept until a notifier is called */
+/* Whether the endpoint's translations may be kept until a notifier is called */
 bool virtio_iommu_stage1_check_notifier(VirtIOIOMMU *s, IOMMUDevice *sdev,
                                         Error **errp);
 
