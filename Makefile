@@ -36,6 +36,7 @@ help:
 	@echo '                             bench: cost of dma_map and dma_unmap in a guest, and on a host'
 	@echo '  FULL=1 [VIOMMU=PROPERTIES] demo: such a guest in the host HOST, with the host'"'"'s drives; properties of'
 	@echo '                             its virtio-iommu, e.g. stage1=off'
+	@echo '                             bench: cost of dma_map and dma_unmap there, all levels together'
 	@echo '  LINUX_SRC=, QEMU_SRC=      use this tree (a directory or a tarball), not the packaged source'
 	@echo '  VHOST_IOMMU_CACHE=         where trees and downloads go, shared by all clones'
 	@echo '                             (default: ~/.cache/vhost-iommu)'
@@ -48,6 +49,7 @@ test check test-long qemu spec clean distclean:
 demo bench:
 	@$(LAB) $@ $(if $(GUEST),--guest $(if $(filter command line,$(origin ARCH)),$(ARCH)),$(if $(FULL),$(full_$@)))
 full_demo := --full
+full_bench := --full
 
 .PHONY: linux linux-debug
 linux:

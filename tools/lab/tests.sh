@@ -271,10 +271,15 @@ count_requests() {
 		}' "$1"
 }
 
-# lab bench [--guest [ARCH]]
+# lab bench [--guest [ARCH] | --full [HOST]]
 lab_bench() {
 	if [[ ${1:-} == --guest ]]; then
 		bench_guest "${2:-}"
+		return
+	elif [[ ${1:-} == --full ]]; then
+		wanted_hosts
+		[[ ! ${2:-} ]] || wanted=("$2")
+		bench_full
 		return
 	fi
 	on_hosts bench --timeout 600 "$@"
@@ -328,12 +333,55 @@ bench_guest() {
 	done
 }
 
-# bench_run NAME strict|lazy CPUS THREADS OPTIONS: fills dma_bench.ARCH.out
+# bench_full: the same in a guest that a host runs, with a device of the host. Here the clock counts the
+# instructions of the guest, of the host's kernel and of its QEMU.
+bench_full() {
+	local h i mode
+	local -a names options
+
+	need_packages
+	plan $((1 + 11 * ${#wanted[@]}))
+	build_qemu || die "QEMU was not built"
+	for h in "${wanted[@]}"; do
+		[[ " ${hosts[*]} " == *" $h "* ]] || die "lab bench --full $h: there is no such host" "There are: ${hosts[*]}"
+		select_host "$h"
+		build_programs "$arch" || die "dma_bench was not built for $arch"
+		names=("$h alone, its own driver" "MAP and UNMAP" "table, vhost=off" "table, vhost=on, worker"
+			"table, vhost=on, inline")
+		options=("--host $h --kernel guest" "--full $h --viommu stage1=off,num-invalqs=1 --vhost off"
+			"--full $h --vhost off" "--full $h --vhost on --viommu vhost-mode=worker"
+			"--full $h --vhost on --viommu vhost-mode=inline")
+
+		printf '%s: instructions of all levels, one CPU and one thread; long: more than 30000\n' "$h"
+		printf '%-26s %-6s %8s %8s %8s %8s %8s %8s %6s %8s %8s\n' "" "" "map 1" "unmap 1" "map 16" "unmap 16" \
+			"map 256" "unm 256" "long 1" "rest 1" "max 1"
+		for i in "${!names[@]}"; do
+			for mode in strict lazy; do
+				bench_run "$h: ${names[i]}, $mode" "$mode" 1 1 "${options[i]}" 1,16,256
+				bench_full_row "${names[i]}" "$mode"
+			done
+		done
+		printf '\n'
+	done
+}
+
+# bench_full_row NAME MODE
+bench_full_row() {
+	printf '%-26s %-6s' "$1" "$2"
+	awk '/^ *[0-9]/ {
+			printf " %8d %8d", $3, $4
+			if ($1 == 1)
+				one = sprintf(" %6d %8d %8d", $9, $10, $11)
+		}
+		END { print one }' "$out/dma_bench.$arch.out"
+}
+
+# bench_run NAME strict|lazy CPUS THREADS OPTIONS [GRANULES]: fills dma_bench.ARCH.out
 bench_run() {
 	step "$1"
 	# shellcheck disable=SC2086 # options are words
 	lab_run --quiet --icount --edu 1 --smp "$3" --append "iommu.strict=$([[ $2 == strict ]] && echo 1 || echo 0)" \
-		--timeout 900 $5 "$bin/dma_bench" -t "$4" >"$out/dma_bench.$arch.out" ||
+		--timeout 900 $5 "$bin/dma_bench" -t "$4" -g "${6:-1,16}" >"$out/dma_bench.$arch.out" ||
 		die "dma_bench failed" "$(<"$out/dma_bench.$arch.out")"
 }
 

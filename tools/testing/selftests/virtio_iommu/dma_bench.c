@@ -2,7 +2,7 @@
 /*
  * What dma_map and dma_unmap cost: the kernel's DMA_MAP_BENCHMARK in a table
  *
- * dma_bench [-s SECONDS] [-g GRANULES] [-t THREADS] [PCI_ADDRESS]
+ * dma_bench [-s SECONDS] [-g GRANULES] [-t THREADS] [-l LONG] [PCI_ADDRESS]
  *
  * The device, the first one in LAB_EDU by default, is bound to the driver
  * dma_map_benchmark for as long as this runs. GRANULES (pages per mapping) and
@@ -91,7 +91,7 @@ static void count_requests(struct requests *sum)
 }
 
 static int measure(int fd, unsigned int granule, unsigned int threads,
-		   unsigned int seconds)
+		   unsigned int seconds, unsigned int limit)
 {
 	struct map_benchmark map = {
 		.threads = threads,
@@ -101,8 +101,10 @@ static int measure(int fd, unsigned int granule, unsigned int threads,
 		.dma_dir = DMA_MAP_BIDIRECTIONAL,
 		.granule = granule,
 		.map_mode = DMA_MAP_BENCH_SINGLE_MODE,
+		.long_ns = limit,
 	};
 	struct requests before, after;
+	unsigned long long rest = 0;
 
 	count_requests(&before);
 	if (ioctl(fd, DMA_MAP_BENCHMARK, &map))
@@ -112,12 +114,17 @@ static int measure(int fd, unsigned int granule, unsigned int threads,
 		return -EOPNOTSUPP;
 	}
 	count_requests(&after);
-	printf("%7u %7u %10llu %10llu %10llu %10llu %10llu %10llu\n", granule,
+	if (map.loops > map.long_unmaps)
+		rest = (map.avg_unmap_ns * map.loops - map.long_sum_ns) /
+		       (map.loops - map.long_unmaps);
+	printf("%7u %7u %10llu %10llu %10llu %10llu %10llu %10llu %7llu %10llu %10llu\n", granule,
 	       threads, (unsigned long long)map.avg_map_ns,
 	       (unsigned long long)map.avg_unmap_ns,
 	       (unsigned long long)map.loops,
 	       seconds * NSEC_PER_SEC / map.loops,
-	       after.requests - before.requests, after.descs - before.descs);
+	       after.requests - before.requests, after.descs - before.descs,
+	       (unsigned long long)map.long_unmaps, rest,
+	       (unsigned long long)map.max_unmap_ns);
 	fflush(stdout);
 	return 0;
 }
@@ -126,16 +133,18 @@ int main(int argc, char **argv)
 {
 	const char *granules = "1,16", *threads = "1", *g, *t;
 	char pci[32] = "";
-	unsigned int seconds = 1;
+	unsigned int seconds = 1, limit = 30000;
 	int opt, fd, ret;
 
-	while ((opt = getopt(argc, argv, "s:g:t:")) != -1) {
+	while ((opt = getopt(argc, argv, "s:g:t:l:")) != -1) {
 		if (opt == 's')
 			seconds = atoi(optarg);
 		else if (opt == 'g')
 			granules = optarg;
 		else if (opt == 't')
 			threads = optarg;
+		else if (opt == 'l')
+			limit = atoi(optarg);
 		else
 			return 2;
 	}
@@ -145,7 +154,7 @@ int main(int argc, char **argv)
 		snprintf(pci, sizeof(pci), "%s", argv[optind]);
 	if (!*pci) {
 		fprintf(stderr,
-			"Usage: dma_bench [-s SECONDS] [-g LIST] [-t LIST] [PCI_ADDRESS]\n");
+			"Usage: dma_bench [-s SECONDS] [-g LIST] [-t LIST] [-l LONG] [PCI_ADDRESS]\n");
 		return 2;
 	}
 	ret = rebind(pci, DRIVER);
@@ -154,11 +163,12 @@ int main(int argc, char **argv)
 	fd = open(FILE_NAME, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return fail(FILE_NAME, -errno);
-	printf("%7s %7s %10s %10s %10s %10s %10s %10s\n", "granule", "threads",
-	       "map/ns", "unmap/ns", "pairs", "pair/ns", "requests", "descs");
+	printf("%7s %7s %10s %10s %10s %10s %10s %10s %7s %10s %10s\n", "granule",
+	       "threads", "map/ns", "unmap/ns", "pairs", "pair/ns", "requests",
+	       "descs", "long", "rest/ns", "max/ns");
 	for (g = granules; g && !ret; g = strchr(g, ',') ? strchr(g, ',') + 1 : NULL)
 		for (t = threads; t && !ret; t = strchr(t, ',') ? strchr(t, ',') + 1 : NULL)
-			ret = measure(fd, atoi(g), atoi(t), seconds);
+			ret = measure(fd, atoi(g), atoi(t), seconds, limit);
 	close(fd);
 	rebind(pci, NULL);
 	return ret ? fail("DMA_MAP_BENCHMARK", ret) : 0;
