@@ -61,6 +61,12 @@ put_into_host() {
 	for item in "${passed[@]}"; do
 		word p "$item"
 	done
+	if [[ ${host_program:-} ]]; then
+		mkdir -p "$dir/host/bin"
+		cp "${host_program[0]}" "$dir/host/bin/"
+		check_program "${host_program[0]}"
+		guest_qemu=("/bin/$(basename "${host_program[0]}")" "${host_program[@]:1}" "${guest_qemu[@]}")
+	fi
 	for item in "${guest_qemu[@]}"; do
 		if [[ $item == *tsc_early_khz=@* ]]; then
 			word t "$item"

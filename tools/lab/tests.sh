@@ -818,6 +818,18 @@ check_full_vtd() {
 	full full-vtd vtd --viommu stage1=off --timeout 900
 }
 
+# full_kill STAGE HOST TIMES OPTIONS...: guests at work whose QEMU is killed leave nothing, and the next one works
+full_kill() {
+	local stage=$1 host=$2 times=$3 bin
+	shift 3
+
+	select_host "$host"
+	bin=$out/bin$arch_suffix
+	build_programs "$arch" >&2 || die "the test programs were not built"
+	vm_programs "$stage" --full "$host" --append iommu.strict=1 --host-program "$bin/vmm_kill $times" \
+		--timeout $((300 + 150 * times)) "$@" -- "guest_load 5" guest_storage
+}
+
 # Who knows nothing of stage 1: Debian's kernels on our QEMU, our kernel on Debian's QEMU.
 peers() {
 	local arch=$1 kernel

@@ -9,6 +9,7 @@ lab_run() {
 	local append=() environment=() files=() qemu_args=() writes=() modules=() trace=
 	local vtd='' smmu='' smmus=1 erratum='' host=vtd viommu='' qemu=ours reboots='' attend=()
 	local full='' vhost='' host_kernel='' host_work='' host_appends=() host_writes=() host_copies=() host_qemu_args=() host_devices=() passed=()
+	local host_program=()
 	local dir script argument first program rc=0 status line at console trace_file
 
 	while (($#)); do
@@ -23,6 +24,7 @@ lab_run() {
 		--host-write) host_writes+=("$2"); shift ;;
 		--host-copy) host_copies+=("$2"); shift ;;
 		--host-qemu-arg) host_qemu_args+=("$2"); shift ;;
+		--host-program) read -r -a host_program <<<"$2"; shift ;;
 		--viommu) viommu=$2; shift ;;
 		--qemu) qemu=$2; shift ;;
 		--reboots) reboots=1 ;;
@@ -366,9 +368,11 @@ check_run_options() {
 		[[ $smmus == 1 && ! $erratum ]] || die "lab run --full has one SMMU, without the erratum"
 		[[ ${host_kernel:=lab} == lab || $host_kernel == debug ]] ||
 			die "lab run --host-kernel $host_kernel: there is no such kernel" "There are lab and debug."
+		[[ ! ${host_program:-} || -x ${host_program[0]} ]] ||
+			die "lab run --host-program: there is no program ${host_program[0]}"
 	else
 		for option in vhost host-work=host_work host-kernel=host_kernel host-append=host_appends host-write=host_writes \
-			host-copy=host_copies host-qemu-arg=host_qemu_args; do
+			host-copy=host_copies host-qemu-arg=host_qemu_args host-program=host_program; do
 			name=${option#*=}
 			[[ ! ${!name:-} ]] || die "lab run --${option%=*} is for --full" "Say --full vtd or --full smmuv3."
 		done

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A VMM that is killed while its guest works must leave nothing behind
+ *
+ * vmm_kill TIMES VMM [ARGUMENT]...
+ *
+ * Runs in the host. Starts the VMM, waits until its guest says "# at work" on the
+ * VMM's standard output (guest_load does), and kills it: TIMES times, each a little
+ * later than the time before. Then the guest may run to its end, with what it prints
+ * going to our standard output. The exit status is 0 if its VMM's is, and nothing was
+ * found.
+ *
+ * What was left behind is looked for three times: as open files of IOMMUs, devices
+ * and queues, as memory that is not free any more, and as objects in slab caches.
+ * The first VMM is killed before the first look: it makes the host set up what it
+ * keeps for good.
+ *
+ * Arguments that name a port of a virtio-serial device are made harmless for VMMs
+ * that are killed, so that the ports show the last guest only.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <glob.h>
+#include <time.h>
+#include <unistd.h>
+#include <sys/wait.h>
+
+#include "lib/guest.h"
+
+#define AT_WORK		"# at work"
+#define PORT		"/dev/vport"
+#define PATIENCE_S	300
+#define STEP_MS		7	/* later each time, ... */
+#define STEPS		40	/* ... and then again from the beginning */
+#define CACHES		512
+
+/* Memory that comes and goes by itself, in KiB */
+#define SLACK_KB	(8L << 10)
+
+struct cache {
+	char name[64];
+	long objects;
+};
+
+struct state {
+	long free_kb;		/* with what the host can drop */
+	unsigned int nr;
+	struct cache caches[CACHES];
+};
+
+static int tests;
+
+static __attribute__((format(printf, 2, 3))) bool result(bool ok, const char *fmt, ...)
+{
+	va_list args;
+
+	printf("%sok %d ", ok ? "" : "not ", ++tests);
+	va_start(args, fmt);
+	vprintf(fmt, args);
+	va_end(args);
+	putchar('\n');
+	fflush(stdout);
+	return ok;
+}
+
+/* What a killed VMM must not write to goes nowhere. */
+static char *harmless(char *arg)
+{
+	char *path = strstr(arg, "path=" PORT), *out;
+
+	if (!strncmp(arg, "pipe,", 5) && path) {
+		if (asprintf(&out, "null,%.*s", (int)(path - arg - 6), arg + 5) < 0)
+			return NULL;
+		return out;
+	}
+	if (path) {
+		if (asprintf(&out, "%.*spath=/dev/null", (int)(path - arg), arg) < 0)
+			return NULL;
+		return out;
+	}
+	return strncmp(arg, PORT, strlen(PORT)) ? arg : "/dev/null";
+}
+
+static pid_t start(char **argv, bool to_be_killed, int *out)
+{
+	int fds[2], i;
+	pid_t pid;
+
+	if (pipe2(fds, O_CLOEXEC))
+		return -1;
+	pid = fork();
+	if (!pid) {
+		if (to_be_killed) {
+			dup2(fds[1], STDOUT_FILENO);
+			for (i = 1; argv[i]; i++)
+				argv[i] = harmless(argv[i]);
+		}
+		execv(argv[0], argv);
+		_exit(127);
+	}
+	close(fds[1]);
+	*out = fds[0];
+	return pid;
+}
+
+/* -EIO when it ends, or is silent for too long. */
+static int wait_at_work(int fd)
+{
+	char line[512];
+	int ret = -EIO;
+	FILE *f = fdopen(fd, "r");
+
+	alarm(PATIENCE_S);
+	while (f && fgets(line, sizeof(line), f)) {
+		if (!strncmp(line, AT_WORK, strlen(AT_WORK))) {
+			ret = 0;
+			break;
+		}
+	}
+	alarm(0);
+	if (f)
+		fclose(f);
+	return ret;
+}
+
+/* Only to interrupt a read. */
+static void on_alarm(int sig)
+{
+}
+
+static int kill_one(char **argv, unsigned int number)
+{
+	struct timespec wait = { .tv_nsec = number % STEPS * STEP_MS * 1000000L };
+	int fd, status, ret;
+	pid_t pid;
+
+	pid = start(argv, true, &fd);
+	if (pid < 0)
+		return -errno;
+	ret = wait_at_work(fd);
+	if (!ret)
+		nanosleep(&wait, NULL);
+	kill(pid, SIGKILL);
+	if (waitpid(pid, &status, 0) != pid)
+		return -errno;
+	if (ret)
+		return ret;
+	/* It must not have ended before */
+	return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? 0 : -ECHILD;
+}
+
+/* Files that somebody has open of what the VMM used. */
+static unsigned int count_open(void)
+{
+	static const char * const names[] = {
+		"/dev/iommu", "/dev/vhost-iommu", "/dev/vfio/", "/dev/kvm",
+		"anon_inode:kvm-vm", "anon_inode:kvm-vcpu",
+	};
+	unsigned int i, n = 0, found = 0;
+	glob_t fds;
+	char target[256];
+	ssize_t len;
+
+	if (glob("/proc/[0-9]*/fd/*", 0, NULL, &fds))
+		return 0;
+	for (i = 0; i < fds.gl_pathc; i++) {
+		len = readlink(fds.gl_pathv[i], target, sizeof(target) - 1);
+		if (len < 0)
+			continue;
+		target[len] = 0;
+		for (n = 0; n < sizeof(names) / sizeof(names[0]); n++)
+			found += !strncmp(target, names[n], strlen(names[n]));
+	}
+	globfree(&fds);
+	return found;
+}
+
+/* Objects on pages that belong to a CPU count as in use until the cache is shrunk. */
+static void shrink(void)
+{
+	unsigned int i;
+	glob_t caches;
+
+	write_file("/proc/sys/vm/drop_caches", "3");
+	if (glob("/sys/kernel/slab/*/shrink", 0, NULL, &caches))
+		return;
+	for (i = 0; i < caches.gl_pathc; i++)
+		write_file(caches.gl_pathv[i], "1");
+	globfree(&caches);
+}
+
+static int take_state(struct state *state)
+{
+	char line[512];
+	long value;
+	FILE *f;
+
+	*state = (struct state){};
+	/* What is freed after a grace period, or by a worker, is free a little later. */
+	sleep(2);
+	shrink();
+
+	f = fopen("/proc/meminfo", "r");
+	if (!f)
+		return -errno;
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "MemFree: %ld", &value) == 1 ||
+		    sscanf(line, "Cached: %ld", &value) == 1 ||
+		    sscanf(line, "Buffers: %ld", &value) == 1)
+			state->free_kb += value;
+	}
+	fclose(f);
+
+	f = fopen("/proc/slabinfo", "r");
+	if (!f)
+		return -errno;
+	while (state->nr < CACHES && fgets(line, sizeof(line), f)) {
+		struct cache *cache = &state->caches[state->nr];
+
+		if (sscanf(line, "%63s %ld", cache->name, &cache->objects) == 2 &&
+		    *cache->name != '#' && strcmp(cache->name, "slabinfo"))
+			state->nr++;
+	}
+	fclose(f);
+	return state->nr ? 0 : -ENOENT;
+}
+
+/* Each VMM that left an object behind has left one of the same cache. */
+static unsigned int grown(const struct state *before, const struct state *after,
+			  unsigned int times)
+{
+	unsigned int i, j, n = 0;
+	long more;
+
+	for (i = 0; i < after->nr; i++) {
+		for (j = 0; j < before->nr; j++)
+			if (!strcmp(before->caches[j].name, after->caches[i].name))
+				break;
+		more = after->caches[i].objects -
+		       (j < before->nr ? before->caches[j].objects : 0);
+		if (more >= (long)times) {
+			printf("# %s has %ld objects more\n", after->caches[i].name, more);
+			n++;
+		}
+	}
+	return n;
+}
+
+int main(int argc, char **argv)
+{
+	struct sigaction action = { .sa_handler = on_alarm };
+	static struct state before, after;
+	unsigned int times, done;
+	int ret, fd, status;
+	bool good = true;
+	pid_t pid;
+
+	times = argc >= 3 ? atoi(argv[1]) : 0;
+	if (times < 2) {
+		fprintf(stderr, "Usage: vmm_kill TIMES VMM [ARGUMENT]...\nTIMES is 2 or more.\n");
+		return 2;
+	}
+	argv += 2;
+	sigaction(SIGALRM, &action, NULL);
+
+	ret = kill_one(argv, 0);
+	if (!ret)
+		ret = take_state(&before);
+	for (done = 1; !ret && done < times; done++)
+		ret = kill_one(argv, done);
+	if (!ret)
+		ret = take_state(&after);
+
+	printf("TAP version 13\n1..4\n");
+	good &= result(!ret, "%u times, a VMM was killed while its guest worked", done);
+	if (ret)
+		printf("# %s\n", strerror(-ret));
+	good &= result(!count_open(), "no file of a VMM is open");
+	good &= result(!ret && before.free_kb - after.free_kb < SLACK_KB,
+		       "no memory has gone");
+	printf("# free: %ld KiB before, %ld KiB after\n", before.free_kb, after.free_kb);
+	good &= result(!ret && !grown(&before, &after, times - 1),
+		       "no slab cache has an object more for each VMM");
+
+	printf("# the next guest follows\n");
+	fflush(stdout);
+	pid = start(argv, false, &fd);
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		status = -1;
+	return good && !status ? 0 : 1;
+}
