@@ -14,6 +14,11 @@ port_copies=/dev/vport0p5  # files of the host's VM
 # The endpoints that the guest gets are at this slot of the root bus and those after it.
 passed_slot=16
 
+# passed_address NUMBER: of the endpoint with this number, in the host
+passed_address() {
+	printf '0000:00:%x.0' $((passed_slot + $1))
+}
+
 # The QEMU that runs in the host: from the same sources as the one that runs the host
 prepare_qemu_static() {
 	if [[ $quiet ]]; then

@@ -85,6 +85,8 @@ lab_run() {
 		word w "$argument"
 	done
 	word b ''
+	# what guest_hotplug plugs in: the drive "raw", which comes after the edu devices and "fs"
+	[[ ! $full ]] || environment+=("GUEST_PLUG=\"driver\": \"vfio-pci\", \"iommufd\": \"iommufd0\", \"host\": \"$(passed_address $((edus + 1)))\"")
 	for argument in "${environment[@]}"; do
 		[[ $argument == *=* ]] || die "--env wants NAME=VALUE, not '$argument'"
 		word e "$argument"
@@ -313,13 +315,12 @@ add_endpoints() {
 # add_endpoint DEVICE PROPERTIES: it is emulated, for the host of a full stack if there is one. Then the guest
 # gets it from there. The properties say what it is and where in the guest.
 add_endpoint() {
-	local slot
+	local number=${#passed[@]}
 
 	if [[ $full ]]; then
-		slot=$(printf %x $((passed_slot + ${#passed[@]})))
-		passed+=("0000:00:$slot.0")
-		host_devices+=(-device "$1,bus=pcie.0,addr=$slot")
-		options+=(-device "vfio-pci,host=0000:00:$slot.0,iommufd=iommufd0,$2")
+		passed+=("$(passed_address "$number")")
+		host_devices+=(-device "$1,bus=pcie.0,addr=$(printf %x $((passed_slot + number)))")
+		options+=(-device "vfio-pci,host=${passed[number]},iommufd=iommufd0,$2")
 	else
 		options+=(-device "$1,$2")
 	fi

@@ -71,7 +71,10 @@ FIXTURE_VARIANT_ADD(hotplug, sysfs)
 	.back = find,
 };
 
-/* It is pulled out of its port, and another one is plugged in. */
+/*
+ * It is pulled out of its port, and another one is plugged in. GUEST_PLUG in the
+ * environment says what that is, for QMP; without it QEMU emulates one.
+ */
 static void pull_out(const struct disk *disk)
 {
 	ask_qemu("device_del", "\"id\": \"%s\"", disk->serial);
@@ -79,11 +82,14 @@ static void pull_out(const struct disk *disk)
 
 static void plug_in(const struct disk *disk)
 {
-	const char *id = disk->serial;
+	const char *id = disk->serial, *what = getenv("GUEST_PLUG");
+	char emulated[128];
 
-	ask_qemu("device_add",
-		 "\"driver\": \"nvme\", \"bus\": \"port1\", \"id\": \"%s\", \"serial\": \"%s\", \"drive\": \"%s\"",
-		 id, id, id);
+	snprintf(emulated, sizeof(emulated),
+		 "\"driver\": \"nvme\", \"serial\": \"%s\", \"drive\": \"%s\"",
+		 id, id);
+	ask_qemu("device_add", "\"bus\": \"port1\", \"id\": \"%s\", %s", id,
+		 what ? what : emulated);
 }
 
 FIXTURE_VARIANT_ADD(hotplug, port)

@@ -218,6 +218,39 @@ TEST_F_TIMEOUT(vfio, blocks_and_pages, 120)
 	ASSERT_EQ(-1, differs(self->mem + page - PIECE, PIECE, i));
 }
 
+/* Two devices in one domain: an invalidation is for both of them. */
+TEST_F_TIMEOUT(vfio, shared_domain, 120)
+{
+	struct user *users[2] = { &self->user, &(struct user){} };
+	size_t page = self->page;
+	char *mem = self->mem;
+	unsigned int i, round;
+	int ret;
+
+	ret = user_join(users[1], users[0]);
+	if (ret == -ENODEV)
+		SKIP(return, "this machine has one edu device");
+	ASSERT_OK(ret);
+	for (round = 0; round < NR_PAGES; round++) {
+		ASSERT_OK(user_map(users[0], mem + round * page, IOVA, page));
+		for (i = 0; i < 2; i++) {
+			ASSERT_OK(load(users[i], mem + round * page, IOVA, 2 * round + i));
+			memset(mem, 0, NR_PAGES * page);
+			ASSERT_OK(edu_store(users[i]->bar, 0, IOVA, PIECE));
+			ASSERT_EQ(-1, differs(mem + round * page, PIECE, 2 * round + i));
+		}
+		ASSERT_OK(user_unmap(users[0], IOVA, page));
+	}
+	user_close(users[1]);
+
+	/* without the other one, it is as before */
+	ASSERT_OK(user_map(users[0], mem, IOVA, page));
+	ASSERT_OK(load(users[0], mem, IOVA, 1));
+	memset(mem, 0, page);
+	ASSERT_OK(edu_store(users[0]->bar, 0, IOVA, PIECE));
+	ASSERT_EQ(-1, differs(mem, PIECE, 1));
+}
+
 /*
  * What was unmapped is not reached, neither read nor written, and the fault is
  * seen. Words only: each is a fault of its own, and few of them are printed.

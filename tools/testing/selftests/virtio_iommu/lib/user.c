@@ -17,16 +17,17 @@
 #include "../../vhost_iommu/lib/edu.h"
 #include "user.h"
 
-static int find_edu(char *name, size_t size)
+/* The one that is @wanted, or the first one that is not @other. */
+static int find_edu(char *name, size_t size, const char *wanted, const char *other)
 {
-	const char *wanted = getenv("GUEST_EDU");
 	struct dirent **list;
 	int i, nr, ret = -ENODEV;
 
 	nr = scandir(SYSFS_PCI, &list, NULL, alphasort);
 	for (i = 0; i < nr; i++) {
 		if (ret && edu_is(list[i]->d_name) &&
-		    (!wanted || !strcmp(wanted, list[i]->d_name))) {
+		    (!wanted || !strcmp(wanted, list[i]->d_name)) &&
+		    (!other || strcmp(other, list[i]->d_name))) {
 			snprintf(name, size, "%.15s", list[i]->d_name);
 			ret = 0;
 		}
@@ -44,40 +45,66 @@ static int says(int ret, const char *what)
 	return ret;
 }
 
-int user_open(struct user *user)
+/* The device @user->name, which reaches @user->ioas */
+static int take(struct user *user)
 {
-	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
-	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
-	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	struct vfio_device_bind_iommufd bind = {
+		.argsz = sizeof(bind),
+		.iommufd = user->iommufd,
+	};
+	struct vfio_device_attach_iommufd_pt attach = {
+		.argsz = sizeof(attach),
+		.pt_id = user->ioas,
+	};
 	char path[64];
 	int ret;
 
-	ret = find_edu(user->name, sizeof(user->name));
-	if (ret)
-		return says(ret, "edu device");
-	user->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-	if (user->iommufd < 0)
-		return says(-errno, "/dev/iommu");
 	ret = edu_cdev(user->name, path, sizeof(path));
 	if (ret)
 		return says(ret, "is the edu device bound to vfio-pci?");
 	user->fd = open(path, O_RDWR | O_CLOEXEC);
 	if (user->fd < 0)
 		return says(-errno, path);
-	bind.iommufd = user->iommufd;
 	ret = edu_bind(user->fd, &bind);
 	if (ret)
 		return says(ret, "no remapping of interrupts? iommufd.allow_unsafe_interrupts=1");
 	ret = edu_enable(user->fd, &user->bar);
 	if (ret)
 		return says(ret, "registers of the edu device");
-	if (ioctl(user->iommufd, IOMMU_IOAS_ALLOC, &alloc))
-		return says(-errno, "IOMMU_IOAS_ALLOC");
-	user->ioas = alloc.out_ioas_id;
-	attach.pt_id = user->ioas;
 	if (ioctl(user->fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach))
 		return says(-errno, "VFIO_DEVICE_ATTACH_IOMMUFD_PT");
 	return 0;
+}
+
+int user_open(struct user *user)
+{
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	int ret;
+
+	ret = find_edu(user->name, sizeof(user->name), getenv("GUEST_EDU"), NULL);
+	if (ret)
+		return says(ret, "edu device");
+	user->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (user->iommufd < 0)
+		return says(-errno, "/dev/iommu");
+	if (ioctl(user->iommufd, IOMMU_IOAS_ALLOC, &alloc))
+		return says(-errno, "IOMMU_IOAS_ALLOC");
+	user->ioas = alloc.out_ioas_id;
+	return take(user);
+}
+
+int user_join(struct user *user, const struct user *first)
+{
+	int ret;
+
+	ret = find_edu(user->name, sizeof(user->name), NULL, first->name);
+	if (ret)
+		return ret;
+	user->iommufd = dup(first->iommufd);
+	if (user->iommufd < 0)
+		return says(-errno, "dup");
+	user->ioas = first->ioas;
+	return take(user);
 }
 
 void user_close(struct user *user)

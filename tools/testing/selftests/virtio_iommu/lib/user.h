@@ -32,6 +32,8 @@ struct user {
  * was opened is closed when the program ends.
  */
 int user_open(struct user *user);
+/* Takes another edu, which reaches what @first reaches. -ENODEV if there is none. */
+int user_join(struct user *user, const struct user *first);
 void user_close(struct user *user);
 
 int user_map(struct user *user, void *va, __u64 iova, size_t size);
