@@ -830,6 +830,41 @@ full_kill() {
 		--timeout $((300 + 150 * times)) "$@" -- "guest_load 5" guest_storage
 }
 
+# What the guest's driver puts on its queue, for one script, is the same whatever the host's IOMMU is.
+check_full_bytes() {
+	local h files=()
+
+	tap_plan $((${#hosts[@]} + 1))
+	for h in "${hosts[@]}"; do
+		tap_run "the script has run on $h" script_bytes "$h"
+		files+=("$results/full-bytes.$h")
+	done
+	tap_run "the queue held the same bytes, on ${hosts[*]}" same_bytes "${files[@]}"
+}
+
+# The requests for domain 48 (0x30), which is guest_script's
+script_bytes() {
+	vm_programs "full-bytes-$1" --full "$1" --vhost on --append iommu.strict=1 --timeout 600 \
+		--host-write "$events/vhost_iommu_take/enable=1" \
+		--host-write /sys/kernel/tracing/buffer_size_kb=16384 --host-copy /sys/kernel/tracing/trace -- guest_script
+	awk '/ vhost_iommu_take: / {
+			offset = data = $0
+			sub(/.* offset=/, "", offset)
+			sub(/.* data=/, "", data)
+			if (offset + 0 == 0)
+				head = data
+			else if (data ~ /^30000000/)
+				print head, data
+		}' "$results/full-bytes-$1.console.copies" >"$results/full-bytes.$1"
+}
+
+same_bytes() {
+	echo "# $(wc -l <"$1") requests, sha256 $(sha256sum <"$1" | cut -c1-16)..."
+	(($(wc -l <"$1") > 300)) || { echo "there are too few"; return 1; }
+	diff -u "$1" "$2" | head -n 40
+	cmp -s "$1" "$2"
+}
+
 # Who knows nothing of stage 1: Debian's kernels on our QEMU, our kernel on Debian's QEMU.
 peers() {
 	local arch=$1 kernel

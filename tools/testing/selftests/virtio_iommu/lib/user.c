@@ -68,6 +68,7 @@ static int take(struct user *user)
 	ret = edu_bind(user->fd, &bind);
 	if (ret)
 		return says(ret, "no remapping of interrupts? iommufd.allow_unsafe_interrupts=1");
+	user->dev_id = bind.out_devid;
 	ret = edu_enable(user->fd, &user->bar);
 	if (ret)
 		return says(ret, "registers of the edu device");

@@ -15,6 +15,7 @@
  * @name: PCI address of the device
  * @iommufd: /dev/iommu
  * @fd: the device
+ * @dev_id: its ID in the iommufd
  * @bar: its registers
  * @ioas: what it reaches
  */
@@ -22,6 +23,7 @@ struct user {
 	char name[16];
 	int iommufd;
 	int fd;
+	__u32 dev_id;
 	char *bar;
 	__u32 ioas;
 };
