@@ -830,6 +830,47 @@ full_kill() {
 		--timeout $((300 + 150 * times)) "$@" -- "guest_load 5" guest_storage
 }
 
+# With vhost=on, QEMU sees no invalidation, and vhost-iommu each one that the guest has counted.
+full_counts() {
+	local h=$1 stage=full-counts-$1 mode strict
+
+	tap_plan 6
+	for mode in strict lazy; do
+		strict=$([[ $mode == strict ]] && echo 1 || echo 0)
+		tap_run "$mode: a drive works" counted_run "$stage-$mode" "$h" "$strict"
+		tap_run "$mode: QEMU has seen no invalidation" qemu_saw_none "$results/$stage-$mode.console.trace"
+		tap_run "$mode: vhost-iommu has carried out what the guest has counted" same_count "$results/$stage-$mode"
+	done
+}
+
+counted_run() {
+	local event trace=()
+
+	for event in "${guest_requests[@]}"; do
+		trace+=(--qemu-arg -trace --qemu-arg "virtio_iommu_$event")
+	done
+	vm_programs "$1" --full "$2" --vhost on --append "iommu.strict=$3" --timeout 600 --trace virtio_iommu_attach "${trace[@]}" \
+		--host-write "$events/vhost_iommu_request/enable=1" --host-write "$events/vhost_iommu_error/enable=1" \
+		--host-write /sys/kernel/tracing/buffer_size_kb=16384 --host-copy /sys/kernel/tracing/trace -- \
+		guest_storage guest_counters >"$results/$1.out"
+}
+
+# It must have seen something, or the trace is not what it should be.
+qemu_saw_none() {
+	grep -q virtio_iommu_attach_table "$1" || { echo "$1 has no ATTACH_TABLE"; return 1; }
+	! grep -m 3 virtio_iommu_invalidate "$1"
+}
+
+# same_count RUN: requests by the guest's counters and by the host's trace
+same_count() {
+	local guest host
+
+	guest=$(awk '/queues: [0-9]+ (alive|dead) / { n += $4 } END { print n + 0 }' "$1.out")
+	host=$(count_taken "$1.console.copies" | awk '/^INVALIDATE/ { print $2 + 0 } /^lost/ { print "lost " $2 }')
+	echo "guest: $guest, host: $host"
+	[[ $guest -gt 0 && $guest == "$host" ]]
+}
+
 # What the guest's driver puts on its queue, for one script, is the same whatever the host's IOMMU is.
 check_full_bytes() {
 	local h files=()
