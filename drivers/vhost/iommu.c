@@ -719,8 +719,7 @@ static void signal_used(struct vhost_iommu_vq *q, bool *used)
 
 /*
  * A turn: serve a queue until it is empty or the budget is used up, in process
- * context in the address space of the VMM. The worker gets what is left. But
- * for polling, it does not depend on who calls it.
+ * context in the address space of the VMM. The worker gets what is left.
  */
 static void serve_queue(struct vhost_iommu_vq *q, unsigned int budget,
 			unsigned int by)
@@ -734,6 +733,16 @@ static void serve_queue(struct vhost_iommu_vq *q, unsigned int budget,
 	mutex_lock(&vq->mutex);
 	if (!vhost_vq_get_backend(vq))
 		goto out_unlock;
+
+	/*
+	 * An inline turn that begins late may find that its thread exits, or that
+	 * the device has another owner by now. The owner stays while the queue has
+	 * a backend, so looking is safe here, and not before.
+	 */
+	if (by == VHOST_IOMMU_BY_INLINE && unlikely(current->mm != dev->mm)) {
+		vhost_poll_queue(&vq->poll);
+		goto out_unlock;
+	}
 
 	q->by = by;
 	q->cost = 0;
@@ -825,15 +834,6 @@ static void free_vhost_iommu(struct kref *refs)
 	module_put(THIS_MODULE);
 }
 
-/* The thread has left the address space of the VMM: it exits. */
-static void leave_to_worker(struct vhost_iommu_vq *q)
-{
-	mutex_lock(&q->vq.mutex);
-	if (vhost_vq_get_backend(&q->vq))
-		vhost_poll_queue(&q->vq.poll);
-	mutex_unlock(&q->vq.mutex);
-}
-
 static void serve_inline(struct callback_head *work)
 {
 	struct vhost_iommu_vq *q =
@@ -843,11 +843,7 @@ static void serve_inline(struct callback_head *work)
 	/* From here on the next kick may queue @work anew. */
 	clear_bit_unlock(0, &q->work_queued);
 
-	if (likely(current->mm == READ_ONCE(vi->dev.mm)))
-		serve_queue(q, VHOST_IOMMU_BUDGET_INLINE,
-			    VHOST_IOMMU_BY_INLINE);
-	else
-		leave_to_worker(q);
+	serve_queue(q, VHOST_IOMMU_BUDGET_INLINE, VHOST_IOMMU_BY_INLINE);
 	kref_put(&vi->refs, free_vhost_iommu);
 }
 
