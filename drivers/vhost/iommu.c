@@ -853,9 +853,16 @@ static bool wants_inline(struct vhost_iommu_vq *q)
 	struct vhost_iommu *vi = to_vhost_iommu(q);
 	unsigned int mode = READ_ONCE(vi->mode);
 
+	/* serve_queue() looks again, when the owner cannot change. */
 	if (mode == VHOST_IOMMU_MODE_WORKER || !in_task() ||
-	    current->mm != vi->dev.mm ||
+	    current->mm != READ_ONCE(vi->dev.mm) ||
 	    (current->flags & (PF_KTHREAD | PF_USER_WORKER | PF_EXITING)))
+		return false;
+	/*
+	 * A thread with a signal is wanted elsewhere. Also, a turn may signal what
+	 * is a kick eventfd again, which must not keep a thread from being killed.
+	 */
+	if (signal_pending(current))
 		return false;
 	return mode == VHOST_IOMMU_MODE_INLINE ||
 	       (!READ_ONCE(q->backlog) && !poll_pays(q));
