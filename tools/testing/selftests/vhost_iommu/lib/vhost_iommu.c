@@ -149,13 +149,13 @@ int vhost_iommu_set_mode(struct vhost_iommu *dev, unsigned int mode)
 {
 	__u32 arg = mode;
 
-	return do_ioctl(dev, VHOST_IOMMU_SET_MODE, &arg);
+	return xioctl(dev->fd, VHOST_IOMMU_SET_MODE, &arg);
 }
 
 int vhost_iommu_get_mode(struct vhost_iommu *dev)
 {
 	__u32 arg = ~0U;
-	int rc = do_ioctl(dev, VHOST_IOMMU_GET_MODE, &arg);
+	int rc = xioctl(dev->fd, VHOST_IOMMU_GET_MODE, &arg);
 
 	return rc ? rc : (int)arg;
 }
@@ -165,7 +165,7 @@ int vhost_iommu_set_busyloop(struct vhost_iommu *dev, unsigned int index,
 {
 	struct vhost_vring_state state = { .index = index, .num = usec };
 
-	return do_ioctl(dev, VHOST_SET_VRING_BUSYLOOP_TIMEOUT, &state);
+	return xioctl(dev->fd, VHOST_SET_VRING_BUSYLOOP_TIMEOUT, &state);
 }
 
 int vhost_iommu_bind(struct vhost_iommu *dev, __u32 domain, __u32 object_id,
