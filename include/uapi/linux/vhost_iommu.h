@@ -12,6 +12,12 @@
  *	VHOST_IOMMU_BIND_TARGET, VHOST_IOMMU_ADD_ENDPOINT	per attachment
  *	VHOST_IOMMU_SET_RUNNING
  *
+ * All VHOST_IOMMU_* ioctls are for the owner only (EPERM), sleep, and return 0 or
+ * -1 with errno. What each of them says about errors comes on top of EFAULT (its
+ * argument cannot be accessed) and, for an argument with a size, EINVAL (it is
+ * smaller than the struct), E2BIG (larger than a page) and EOPNOTSUPP (what is
+ * beyond the struct is not 0); ENOMEM where something is kept.
+ *
  * Bind before attach, unbind after detach: a target must be bound before the
  * nested HWPT goes live on a device, and may only be unbound when it is no
  * longer attached anywhere. While it is not bound, an invalidation of the
@@ -137,9 +143,11 @@ struct vhost_iommu_config {
  * A thread serves before it returns to user space, or to its guest when it runs
  * one. It must be a thread of the owner: it has signalled the kick eventfd, or its
  * guest has by an ioeventfd, and its address space is the one that was current
- * at VHOST_SET_OWNER. Kicks that come from elsewhere are the worker's in all
- * modes, as is what is left when a thread has done its bounded share, and what
- * is in a queue when it is started. Requests are answered alike by both.
+ * at VHOST_SET_OWNER. Kicks that come from elsewhere, or from a thread that has a
+ * signal, are the worker's in all modes, as is what is left when a thread has
+ * done its bounded share, and what is in a queue when it is started. Requests are
+ * answered alike by both. A thread that is in a system call for longer serves at
+ * its end; until then the kicks of other threads are the worker's.
  *
  * A queue with VHOST_SET_VRING_BUSYLOOP_TIMEOUT (in microseconds; 0, the default:
  * never; VHOST_IOMMU_BUSYLOOP_MAX_US at most) has its worker poll for so long
@@ -170,8 +178,10 @@ enum vhost_iommu_mode {
 #define VHOST_IOMMU_SET_CONFIG		_IOW(VHOST_VIRTIO, 0x95, struct vhost_iommu_config)
 /*
  * 1: serve every queue that has a kick eventfd; EFAULT when a ring of these is
- * not accessible. 0: stop; when it returns no request is being served. A queue
- * that stopped because its ring was malformed starts again with 0, then 1.
+ * not accessible, and then none is served. 0: stop; when it returns no request is
+ * being served, and none will be, also not by a thread that has kicked before. A
+ * queue that stopped because its ring was malformed starts again with 0, then 1.
+ * EINVAL for another value.
  */
 #define VHOST_IOMMU_SET_RUNNING		_IOW(VHOST_VIRTIO, 0x96, __s32)
 /* See enum vhost_iommu_mode. */
