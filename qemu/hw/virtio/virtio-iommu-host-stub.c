@@ -1,15 +1,28 @@
 /*
- * virtio-iommu: there are no devices of the host
+ * virtio-iommu: devices of the host have no tables
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
+#include "qemu/error-report.h"
+#include "qapi/error.h"
 #include "virtio-iommu-host.h"
 
 bool virtio_iommu_host_set_device(VirtIOIOMMU *s, IOMMUDevice *sdev,
-                                  HostIOMMUDevice *hiod, Error **errp)
+                                  HostIOMMUDevice *hiod, bool own_id,
+                                  Error **errp)
 {
+    if (s->stage1 == VIRTIO_IOMMU_STAGE1_REQUIRED) {
+        error_setg(errp, "stage1=required, but the device cannot have stage-1 "
+                   "tables: this QEMU was built without iommufd");
+        return false;
+    }
+    if (s->stage1) {
+        warn_report("virtio-iommu: %s cannot have stage-1 tables, each of its "
+                    "mappings is a request of the guest: this QEMU was built "
+                    "without iommufd", hiod->name);
+    }
     return true;
 }
 

@@ -288,8 +288,12 @@ static bool share_iommufd(VirtIOIOMMUHost *h, Error **errp)
     return virtio_iommu_vhost_set_iommufd(s, h->host.iommufd, errp);
 }
 
+/*
+ * Devices that share a requester ID share an address space. If one went through
+ * a table, this would show system memory to the others.
+ */
 static bool can_have_tables(VirtIOIOMMUHost *h, HostIOMMUDevice *hiod,
-                            Error **errp)
+                            bool own_id, Error **errp)
 {
     Object *idev = object_dynamic_cast(OBJECT(hiod),
                                        TYPE_HOST_IOMMU_DEVICE_IOMMUFD);
@@ -299,13 +303,19 @@ static bool can_have_tables(VirtIOIOMMUHost *h, HostIOMMUDevice *hiod,
                    "id=iommufd0 -device vfio-pci,iommufd=iommufd0,...)");
         return false;
     }
+    if (!own_id) {
+        error_setg(errp, "it is behind a bridge to conventional PCI, where "
+                   "devices share a requester ID");
+        return false;
+    }
     h->idev = HOST_IOMMU_DEVICE_IOMMUFD(idev);
     return probe(h, errp) && collect_resv_regions(h, errp) &&
            share_iommufd(h, errp);
 }
 
 bool virtio_iommu_host_set_device(VirtIOIOMMU *s, IOMMUDevice *sdev,
-                                  HostIOMMUDevice *hiod, Error **errp)
+                                  HostIOMMUDevice *hiod, bool own_id,
+                                  Error **errp)
 {
     VirtIOIOMMUHost *h;
     Error *err = NULL;
@@ -317,7 +327,7 @@ bool virtio_iommu_host_set_device(VirtIOIOMMU *s, IOMMUDevice *sdev,
     h = g_new0(VirtIOIOMMUHost, 1);
     h->s = s;
     h->sdev = sdev;
-    if (!can_have_tables(h, hiod, &err)) {
+    if (!can_have_tables(h, hiod, own_id, &err)) {
         trace_virtio_iommu_host_cannot(hiod->name, error_get_pretty(err));
         host_free(h);
         if (s->stage1 == VIRTIO_IOMMU_STAGE1_REQUIRED) {
@@ -479,7 +489,8 @@ err_free:
 }
 
 /* From one table to the other; the address space stays as it is. */
-static int replace_table(VirtIOIOMMUHost *h, uint32_t domain_id,
+static int replace_table(VirtIOIOMMUHost *h, VirtIOIOMMUEndpoint *ep,
+                         uint32_t domain_id,
                          const VirtIOIOMMUTableConfig *cfg)
 {
     HostAttachment *old = h->attachment, *a;
@@ -491,6 +502,7 @@ static int replace_table(VirtIOIOMMUHost *h, uint32_t domain_id,
     }
     ret = attach_commit(&a->domain, &h->dev);
     if (!ret) {
+        h->ep = ep;
         h->attachment = a;
         attachment_free(h, old);
         return 0;
@@ -565,7 +577,7 @@ int virtio_iommu_host_attach(VirtIOIOMMUEndpoint *ep, uint32_t domain_id,
     int ret;
 
     if (h->attachment && !h->blocked) {
-        return status_of(replace_table(h, domain_id, cfg));
+        return status_of(replace_table(h, ep, domain_id, cfg));
     }
 
     /* Blocked while it is neither here nor there */

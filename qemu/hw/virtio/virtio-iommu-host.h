@@ -16,10 +16,12 @@
 /*
  * A device of the host has come to the address space @sdev. When it cannot have
  * tables, it is left to MAP and UNMAP with a warning; with stage1=required that
- * is an error. Takes the mutex.
+ * is an error. @own_id: no other device can have that address space. Takes the
+ * mutex.
  */
 bool virtio_iommu_host_set_device(VirtIOIOMMU *s, IOMMUDevice *sdev,
-                                  HostIOMMUDevice *hiod, Error **errp);
+                                  HostIOMMUDevice *hiod, bool own_id,
+                                  Error **errp);
 /* It goes. Its DMA is blocked if it has a table. Takes the mutex. */
 void virtio_iommu_host_unset_device(IOMMUDevice *sdev);
 
