@@ -90,30 +90,19 @@ static IOMMUDevice *sdev_of(VirtIOIOMMUEndpoint *ep)
 }
 
 /*
- * Whether QEMU walks the tables of this one. What x-map-endpoint names has none.
+ * Whether QEMU walks the tables of this one. What x-map-endpoint names has
+ * none.
  */
 static bool is_emulated(VirtIOIOMMU *s, IOMMUDevice *sdev)
 {
-    HostIOMMUDevice *hiod;
-    GHashTableIter iter;
-
     if (PCI_BUILD_BDF(pci_bus_num(sdev->bus), sdev->devfn) == s->map_endpoint) {
         return false;
     }
-    if (sdev->iommu_mr.iommu_notify_flags & IOMMU_NOTIFIER_MAP) {
+    if (sdev->assigned ||
+        (sdev->iommu_mr.iommu_notify_flags & IOMMU_NOTIFIER_MAP)) {
         return false;
     }
-    if (virtio_iommu_vhost_active(s) && keeps_translations(s, sdev)) {
-        return false;
-    }
-    g_hash_table_iter_init(&iter, s->host_iommu_devices);
-    while (g_hash_table_iter_next(&iter, NULL, (void **)&hiod)) {
-        if (hiod->aliased_bus == sdev->bus &&
-            hiod->aliased_devfn == sdev->devfn) {
-            return false;
-        }
-    }
-    return true;
+    return !virtio_iommu_vhost_active(s) || !keeps_translations(s, sdev);
 }
 
 /*
