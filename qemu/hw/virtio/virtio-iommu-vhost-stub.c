@@ -45,9 +45,9 @@ bool virtio_iommu_vhost_active(VirtIOIOMMU *s)
 
 bool virtio_iommu_vhost_realize(VirtIOIOMMU *s, Error **errp)
 {
-    if (s->vhost_on || s->vhostfd) {
-        error_setg(errp, "this QEMU was built without vhost: "
-                   "vhost and vhostfd are not supported");
+    if (s->vhost_on || s->vhostfd || s->vhost_mode || s->vhost_poll_us) {
+        error_setg(errp, "this QEMU was built without vhost: vhost, vhostfd, "
+                   "vhost-mode and vhost-poll-us are not supported");
         return false;
     }
     return true;

@@ -468,14 +468,16 @@ static bool check_properties(VirtIOIOMMU *s, Error **errp)
         { VIRTIO_F_IN_ORDER, "in_order" },
         { VIRTIO_F_IOMMU_PLATFORM, "iommu_platform" },
     };
+    const char *alone;
     int i;
 
     if (!s->vhost_on) {
-        if (s->vhostfd) {
-            error_setg(errp, "vhostfd needs vhost=on");
-            return false;
+        alone = s->vhostfd ? "vhostfd" : s->vhost_mode ? "vhost-mode" :
+                s->vhost_poll_us ? "vhost-poll-us" : NULL;
+        if (alone) {
+            error_setg(errp, "%s needs vhost=on", alone);
         }
-        return true;
+        return !alone;
     }
     if (!s->stage1) {
         error_setg(errp, "vhost=on needs stage1=on");
@@ -489,6 +491,11 @@ static bool check_properties(VirtIOIOMMU *s, Error **errp)
     if (s->num_invalqs > VHOST_IOMMU_VQ_MAX) {
         error_setg(errp, "num-invalqs must be within [1,%d] with vhost=on",
                    VHOST_IOMMU_VQ_MAX);
+        return false;
+    }
+    if (s->vhost_poll_us > VHOST_IOMMU_BUSYLOOP_MAX_US) {
+        error_setg(errp, "vhost-poll-us must be within [0,%d]",
+                   VHOST_IOMMU_BUSYLOOP_MAX_US);
         return false;
     }
     for (i = 0; i < ARRAY_SIZE(unsupported); i++) {
@@ -523,6 +530,18 @@ static int open_vhost(VirtIOIOMMU *s, Error **errp)
     return fd;
 }
 
+static int set_mode(VirtIOIOMMUVhost *v, VirtioIommuVhostMode mode)
+{
+    static const uint32_t modes[] = {
+        [VIRTIO_IOMMU_VHOST_MODE_AUTO] = VHOST_IOMMU_MODE_AUTO,
+        [VIRTIO_IOMMU_VHOST_MODE_WORKER] = VHOST_IOMMU_MODE_WORKER,
+        [VIRTIO_IOMMU_VHOST_MODE_INLINE] = VHOST_IOMMU_MODE_INLINE,
+    };
+
+    QEMU_BUILD_BUG_ON(ARRAY_SIZE(modes) != VIRTIO_IOMMU_VHOST_MODE__MAX);
+    return v->dev.vhost_ops->vhost_iommu_set_mode(&v->dev, modes[mode]);
+}
+
 bool virtio_iommu_vhost_realize(VirtIOIOMMU *s, Error **errp)
 {
     ERRP_GUARD();
@@ -555,7 +574,7 @@ bool virtio_iommu_vhost_realize(VirtIOIOMMU *s, Error **errp)
     v->dev.vring_failed = vring_failed;
     /* The descriptor is closed with the device, also if this fails */
     ret = vhost_dev_init(&v->dev, (void *)(uintptr_t)fd,
-                         VHOST_BACKEND_TYPE_KERNEL, 0, errp);
+                         VHOST_BACKEND_TYPE_KERNEL, s->vhost_poll_us, errp);
     if (ret < 0) {
         error_prepend(errp, "vhost-iommu: ");
         goto err_free;
@@ -564,6 +583,13 @@ bool virtio_iommu_vhost_realize(VirtIOIOMMU *s, Error **errp)
     if (ret < 0) {
         error_setg_errno(errp, -ret, "vhost-iommu does not take the "
                          "configuration: is it another kind of file?");
+        goto err_cleanup;
+    }
+    /* The default as well: what is passed in may have another mode */
+    ret = set_mode(v, s->vhost_mode);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "vhost-iommu does not take vhost-mode=%s",
+                         VirtioIommuVhostMode_str(s->vhost_mode));
         goto err_cleanup;
     }
     v->err_bh = virtio_bh_new_guarded(DEVICE(s), report_start_error, v);
@@ -604,6 +630,8 @@ VirtioIommuVhostInfo *virtio_iommu_vhost_query(VirtIOIOMMU *s)
     }
     info = g_new0(VirtioIommuVhostInfo, 1);
     info->running = vhost_dev_is_started(&v->dev);
+    info->mode = s->vhost_mode;
+    info->poll_us = s->vhost_poll_us;
     QLIST_FOREACH(b, &v->targets, next) {
         VirtioIommuVhostTarget *t = g_new0(VirtioIommuVhostTarget, 1);
 
