@@ -7,13 +7,19 @@
  * it, and errors can be made at will. How the real one serves queues is not
  * tested here.
  *
+ * In the same way there is a VT-d, with devices that are assigned to QEMU: what
+ * iommufd and VFIO are asked for is kept account of, and what is done in the
+ * wrong order, or left behind, is found.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/iommufd.h>
 #include <linux/seccomp.h>
+#include <linux/vfio.h>
 #include <linux/vhost_iommu.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -55,9 +61,13 @@
 #define IOMMU_SLOT      3
 #define EDU_SLOT        4
 #define VSOCK_SLOT      5
+#define PORT_SLOT       6
 #define EP_EDU          ((uint32_t)QPCI_DEVFN(EDU_SLOT, 0))
 #define EP_VSOCK        ((uint32_t)QPCI_DEVFN(VSOCK_SLOT, 0))
+/* Function 1 behind the port. As there is no 0, it can be unplugged at will. */
+#define EP_VFIO         0x101U
 #define DOMAIN          7
+#define DOMAIN_B        8
 #define TIMEOUT_US      (10 * G_USEC_PER_SEC)
 
 #define X86_P           BIT_ULL(0)
@@ -77,12 +87,46 @@
  * vhost-iommu, as far as QEMU can tell
  */
 
+#define NR_DEVICES      6
+#define NR_IOMMUFDS     2
+#define MAX_OBJECTS     1024
+#define MAX_TARGETS     16
+
+/* IDs in iommufd that are not an index of Fake::objects */
+#define DEVICE_ID       0x10000
+
+/* What VT-d says: 48 bits; all that nesting takes */
+#define VTD_CAP         (47ULL << 16 | BIT_ULL(56))
+#define VTD_ECAP        (BIT_ULL(26) | BIT_ULL(43) | BIT_ULL(46) | \
+                         BIT_ULL(47) | BIT_ULL(48))
+
+typedef enum FakeType {
+    FREE,
+    IOAS,
+    PAGING,                     /* HWPT of VFIO */
+    PARENT,                     /* HWPT that others nest in */
+    NESTED,
+} FakeType;
+
+typedef struct FakeObject {
+    FakeType type;
+    uint32_t of;                /* what it is an HWPT of */
+    unsigned int users;         /* cannot be destroyed as long as it has any */
+} FakeObject;
+
+/* A device that is assigned */
+typedef struct FakeDevice {
+    int file;
+    uint32_t hwpt;              /* that it is attached to, or 0 */
+} FakeDevice;
+
 typedef struct FakeQueue {
     int kick;                   /* our descriptors of QEMU's eventfds, or -1 */
     int call;
     int err;
     unsigned int num;
     unsigned int base;
+    unsigned int poll_us;
 } FakeQueue;
 
 /* All of it is protected by @lock */
@@ -94,15 +138,37 @@ typedef struct Fake {
     int vsock;                  /* what it is given as vhost-vsock */
     uint64_t offered;
     uint32_t fail;              /* an ioctl that fails, with EIO */
+    unsigned int fail_skip;     /* but not the first so many times */
+    unsigned int fail_times;    /* and then so many times; 0: always */
     int pidfd;                  /* of QEMU */
     uint64_t acked;
     uint32_t max_inv_descs;
     bool running;
     FakeQueue queue[VHOST_IOMMU_VQ_MAX];
+    uint32_t mode;
+    int iommufd;                /* that vhost-iommu knows, or -1 */
+    struct vhost_iommu_target targets[MAX_TARGETS];
+    unsigned int nr_targets;
     GString *log;
+
+    /* The host */
+    bool vhost;                 /* vhost-iommu is used */
+    bool nests;
+    bool has_ranges;
+    uint32_t page_size;
+    int iommufds[NR_IOMMUFDS];
+    FakeDevice devices[NR_DEVICES];
+    FakeObject objects[MAX_OBJECTS];
+    uint32_t nr_objects;        /* no ID is used twice, and none is 0 */
 } Fake;
 
-static Fake fake = { .listener = -1, .file = -1, .vsock = -1, .pidfd = -1 };
+static Fake fake = {
+    .listener = -1,
+    .file = -1,
+    .vsock = -1,
+    .pidfd = -1,
+    .iommufd = -1,
+};
 
 static void fake_read(const struct seccomp_notif *req, void *to, size_t len)
 {
@@ -145,12 +211,14 @@ static void fake_new_owner(pid_t pid)
     fake.pidfd = syscall(SYS_pidfd_open, pid, 0);
     g_assert_cmpint(fake.pidfd, >=, 0);
     fake.running = false;
+    fake.mode = UINT32_MAX;
     fake.acked = 0;
     fake.max_inv_descs = 0;
     for (i = 0; i < VHOST_IOMMU_VQ_MAX; i++) {
         fake_take_fd(&fake.queue[i].kick, -1);
         fake_take_fd(&fake.queue[i].call, -1);
         fake_take_fd(&fake.queue[i].err, -1);
+        fake.queue[i].poll_us = 0;
     }
 }
 
@@ -185,6 +253,9 @@ static int fake_vring_state(const struct seccomp_notif *req, uint32_t cmd)
     case VHOST_SET_VRING_NUM:
         q->num = state.num;
         break;
+    case VHOST_SET_VRING_BUSYLOOP_TIMEOUT:
+        q->poll_us = state.num;
+        break;
     case VHOST_SET_VRING_BASE:
         q->base = state.num;
         g_string_append_printf(fake.log, " base%u=%u", state.index, state.num);
@@ -198,6 +269,277 @@ static int fake_vring_state(const struct seccomp_notif *req, uint32_t cmd)
     return 0;
 }
 
+/* The objects of iommufd. Errors that QEMU never is to see end the test. */
+
+static FakeObject *fake_object(uint32_t id, FakeType type)
+{
+    g_assert_cmpuint(id, <, fake.nr_objects);
+    g_assert_cmpint(fake.objects[id].type, ==, type);
+    return &fake.objects[id];
+}
+
+static uint32_t fake_new_object(FakeType type, uint32_t of)
+{
+    g_assert_cmpuint(fake.nr_objects, <, MAX_OBJECTS);
+    fake.objects[fake.nr_objects] = (FakeObject) { .type = type, .of = of };
+    fake.objects[of].users++;
+    return fake.nr_objects++;
+}
+
+static int fake_hwpt_alloc(const struct seccomp_notif *req)
+{
+    struct iommu_hwpt_alloc cmd;
+
+    fake_read(req, &cmd, sizeof(cmd));
+    if (cmd.data_type == IOMMU_HWPT_DATA_VTD_S1) {
+        fake_object(cmd.pt_id, PARENT);
+        cmd.out_hwpt_id = fake_new_object(NESTED, cmd.pt_id);
+    } else {
+        fake_object(cmd.pt_id, IOAS);
+        cmd.out_hwpt_id = fake_new_object(
+            cmd.flags & IOMMU_HWPT_ALLOC_NEST_PARENT ? PARENT : PAGING,
+            cmd.pt_id);
+    }
+    fake_write(req, &cmd, sizeof(cmd));
+    return 0;
+}
+
+static int fake_destroy(const struct seccomp_notif *req)
+{
+    struct iommu_destroy cmd;
+    FakeObject *obj;
+
+    fake_read(req, &cmd, sizeof(cmd));
+    g_assert_cmpuint(cmd.id, <, fake.nr_objects);
+    obj = &fake.objects[cmd.id];
+    g_assert_cmpint(obj->type, !=, FREE);
+    /* EBUSY: it would be left behind */
+    g_assert_cmpuint(obj->users, ==, 0);
+    fake.objects[obj->of].users--;
+    obj->type = FREE;
+    return 0;
+}
+
+static int fake_hw_info(const struct seccomp_notif *req)
+{
+    struct iommu_hw_info_vtd vtd = {
+        .cap_reg = VTD_CAP,
+        .ecap_reg = fake.nests ? VTD_ECAP : 0,
+    };
+    struct iommu_hw_info cmd;
+    struct iovec local = { &vtd, sizeof(vtd) }, remote;
+
+    fake_read(req, &cmd, sizeof(cmd));
+    local.iov_len = MIN(cmd.data_len, sizeof(vtd));
+    remote = (struct iovec) { (void *)(uintptr_t)cmd.data_uptr, local.iov_len };
+    if (local.iov_len) {
+        g_assert_cmpint(process_vm_writev(req->pid, &local, 1, &remote, 1, 0),
+                        ==, local.iov_len);
+    }
+    cmd.data_len = sizeof(vtd);
+    cmd.out_data_type = IOMMU_HW_INFO_TYPE_INTEL_VTD;
+    cmd.out_capabilities = 0;
+    fake_write(req, &cmd, sizeof(cmd));
+    return 0;
+}
+
+static int fake_iova_ranges(const struct seccomp_notif *req)
+{
+    struct iommu_iova_range ranges[] = {
+        { 0, 0xfedfffff }, { 0xfef00000, MAKE_64BIT_MASK(0, 48) },
+    };
+    struct iommu_ioas_iova_ranges cmd;
+    struct iovec local = { ranges, sizeof(ranges) }, remote;
+    bool fits;
+
+    if (!fake.has_ranges) {
+        return -EOPNOTSUPP;
+    }
+    fake_read(req, &cmd, sizeof(cmd));
+    fits = cmd.num_iovas >= ARRAY_SIZE(ranges);
+    if (fits) {
+        remote = (struct iovec) { (void *)(uintptr_t)cmd.allowed_iovas,
+                                  sizeof(ranges) };
+        g_assert_cmpint(process_vm_writev(req->pid, &local, 1, &remote, 1, 0),
+                        ==, sizeof(ranges));
+    }
+    cmd.num_iovas = ARRAY_SIZE(ranges);
+    cmd.out_iova_alignment = fake.page_size;
+    fake_write(req, &cmd, sizeof(cmd));
+    return fits ? 0 : -EMSGSIZE;
+}
+
+static int fake_iommufd(const struct seccomp_notif *req)
+{
+    struct iommu_ioas_alloc ioas;
+
+    switch ((uint32_t)req->data.args[1]) {
+    case IOMMU_IOAS_ALLOC:
+        fake_read(req, &ioas, sizeof(ioas));
+        ioas.out_ioas_id = fake_new_object(IOAS, 0);
+        fake_write(req, &ioas, sizeof(ioas));
+        return 0;
+    case IOMMU_IOAS_IOVA_RANGES:
+        return fake_iova_ranges(req);
+    case IOMMU_IOAS_MAP:
+    case IOMMU_IOAS_MAP_FILE:
+    case IOMMU_IOAS_UNMAP:
+    case IOMMU_IOAS_CHANGE_PROCESS:
+    case IOMMU_HWPT_INVALIDATE:
+        return 0;
+    case IOMMU_GET_HW_INFO:
+        return fake_hw_info(req);
+    case IOMMU_HWPT_ALLOC:
+        return fake_hwpt_alloc(req);
+    case IOMMU_DESTROY:
+        return fake_destroy(req);
+    default:
+        return -ENOTTY;
+    }
+}
+
+/* VFIO */
+
+static bool fake_is_bound(uint32_t hwpt)
+{
+    int i;
+
+    for (i = 0; i < fake.nr_targets; i++) {
+        if (fake.targets[i].object_id == hwpt) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool fake_is_attached(uint32_t hwpt)
+{
+    int i;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        if (fake.devices[i].hwpt == hwpt) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void fake_attach(FakeDevice *dev, uint32_t hwpt)
+{
+    FakeType type;
+
+    if (hwpt) {
+        g_assert_cmpuint(hwpt, <, fake.nr_objects);
+        type = fake.objects[hwpt].type;
+        g_assert(type == PAGING || type == NESTED);
+        /* From here on the device caches what vhost-iommu has to invalidate */
+        g_assert(type == PAGING || !fake.vhost || fake_is_bound(hwpt));
+        fake.objects[hwpt].users++;
+    }
+    if (dev->hwpt) {
+        fake.objects[dev->hwpt].users--;
+    }
+    dev->hwpt = hwpt;
+}
+
+static int fake_region_info(const struct seccomp_notif *req)
+{
+    struct vfio_region_info info;
+
+    fake_read(req, &info, sizeof(info));
+    if (info.index >= VFIO_PCI_NUM_REGIONS) {
+        return -EINVAL;
+    }
+    info.flags = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+    info.size = info.index == VFIO_PCI_CONFIG_REGION_INDEX ? 256 : 0;
+    info.offset = 0;
+    info.cap_offset = 0;
+    fake_write(req, &info, sizeof(info));
+    return 0;
+}
+
+static int fake_vfio(const struct seccomp_notif *req, FakeDevice *dev)
+{
+    struct vfio_device_attach_iommufd_pt attach;
+    struct vfio_device_bind_iommufd bind;
+    struct vfio_device_info info;
+
+    switch ((uint32_t)req->data.args[1]) {
+    case VFIO_DEVICE_BIND_IOMMUFD:
+        fake_read(req, &bind, sizeof(bind));
+        bind.out_devid = DEVICE_ID + (dev - fake.devices);
+        fake_write(req, &bind, sizeof(bind));
+        return 0;
+    case VFIO_DEVICE_ATTACH_IOMMUFD_PT:
+        fake_read(req, &attach, offsetof(typeof(attach), pt_id) + 4);
+        fake_attach(dev, attach.pt_id);
+        return 0;
+    case VFIO_DEVICE_DETACH_IOMMUFD_PT:
+        fake_attach(dev, 0);
+        return 0;
+    case VFIO_DEVICE_GET_INFO:
+        fake_read(req, &info, offsetof(typeof(info), num_irqs) + 4);
+        info.flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET;
+        info.num_regions = VFIO_PCI_NUM_REGIONS;
+        info.num_irqs = VFIO_PCI_NUM_IRQS;
+        fake_write(req, &info, offsetof(typeof(info), num_irqs) + 4);
+        return 0;
+    case VFIO_DEVICE_GET_REGION_INFO:
+        return fake_region_info(req);
+    case VFIO_DEVICE_RESET:
+        return 0;
+    default:
+        /* There are no interrupts, and nothing that is optional */
+        return -ENOTTY;
+    }
+}
+
+/* Targets of vhost-iommu */
+static int fake_target(const struct seccomp_notif *req)
+{
+    bool bind = (uint32_t)req->data.args[1] == VHOST_IOMMU_BIND_TARGET;
+    struct vhost_iommu_target t;
+    int i;
+
+    fake_read(req, &t, sizeof(t));
+    g_assert_cmpuint(t.size, ==, sizeof(t));
+    g_assert_cmpint(fake.iommufd, >=, 0);
+    for (i = 0; i < fake.nr_targets; i++) {
+        if (fake.targets[i].domain == t.domain &&
+            fake.targets[i].object_id == t.object_id &&
+            fake.targets[i].tag == t.tag) {
+            break;
+        }
+    }
+    g_assert((i < fake.nr_targets) != bind);
+    /* The device must not be there yet, and not be there any more */
+    g_assert(!fake_is_attached(t.object_id));
+    fake_object(t.object_id, NESTED)->users += bind ? 1 : -1;
+    if (bind) {
+        g_assert_cmpuint(i, <, MAX_TARGETS);
+        g_assert_cmpuint(t.granule, ==, 12);
+        fake.targets[fake.nr_targets++] = t;
+    } else {
+        fake.targets[i] = fake.targets[--fake.nr_targets];
+    }
+    return 0;
+}
+
+static bool fake_fails(uint32_t cmd)
+{
+    if (cmd != fake.fail) {
+        return false;
+    }
+    if (fake.fail_skip) {
+        fake.fail_skip--;
+        return false;
+    }
+    if (fake.fail_times && !--fake.fail_times) {
+        fake.fail = 0;
+    }
+    return true;
+}
+
 /* Locked. Returns what the ioctl returns. */
 static int fake_ioctl(const struct seccomp_notif *req)
 {
@@ -207,9 +549,6 @@ static int fake_ioctl(const struct seccomp_notif *req)
     uint32_t nregions;
     int arg;
 
-    if (cmd == fake.fail) {
-        return -EIO;
-    }
     switch (cmd) {
     case VHOST_SET_OWNER:
         fake_new_owner(req->pid);
@@ -228,6 +567,7 @@ static int fake_ioctl(const struct seccomp_notif *req)
     case VHOST_SET_VRING_NUM:
     case VHOST_SET_VRING_BASE:
     case VHOST_GET_VRING_BASE:
+    case VHOST_SET_VRING_BUSYLOOP_TIMEOUT:
         return fake_vring_state(req, cmd);
     case VHOST_SET_VRING_ADDR:
         fake_read(req, &addr, sizeof(addr));
@@ -249,9 +589,49 @@ static int fake_ioctl(const struct seccomp_notif *req)
         g_string_append_printf(fake.log, " running=%d", arg);
         fake.running = arg;
         return 0;
+    case VHOST_IOMMU_SET_MODE:
+        fake_read(req, &fake.mode, sizeof(fake.mode));
+        return 0;
+    case VHOST_IOMMU_SET_IOMMUFD:
+        fake_read(req, &arg, sizeof(arg));
+        g_assert_cmpuint(fake.nr_targets, ==, 0);
+        fake.iommufd = arg;
+        return 0;
+    case VHOST_IOMMU_BIND_TARGET:
+    case VHOST_IOMMU_UNBIND_TARGET:
+        return fake_target(req);
     default:
         return -ENOTTY;
     }
+}
+
+/* Locked. Returns false if it is about another file. */
+static bool fake_answer(const struct seccomp_notif *req, int *ret)
+{
+    uint32_t cmd = req->data.args[1];
+    int fd = req->data.args[0], i;
+    FakeDevice *dev = NULL;
+    bool iommufd = false;
+
+    for (i = 0; i < NR_DEVICES; i++) {
+        dev = fd == fake.devices[i].file ? &fake.devices[i] : dev;
+    }
+    for (i = 0; i < NR_IOMMUFDS; i++) {
+        iommufd |= fd == fake.iommufds[i];
+    }
+    if (fd == fake.vsock) {
+        /* Anything goes, as it is never started */
+        fake_write(req, &(uint64_t) { FEATURES },
+                   cmd == VHOST_GET_FEATURES ? 8 : 0);
+    } else if (fd != fake.file && !dev && !iommufd) {
+        return false;
+    } else if (fake_fails(cmd)) {
+        *ret = -EIO;
+    } else {
+        *ret = dev ? fake_vfio(req, dev) :
+               iommufd ? fake_iommufd(req) : fake_ioctl(req);
+    }
+    return true;
 }
 
 static void *fake_thread(void *opaque)
@@ -267,15 +647,8 @@ static void *fake_thread(void *opaque)
         }
         resp = (struct seccomp_notif_resp) { .id = req.id };
         qemu_mutex_lock(&fake.lock);
-        if (req.data.args[0] != fake.file && req.data.args[0] != fake.vsock) {
+        if (!fake_answer(&req, &resp.error)) {
             resp.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-        } else if (req.data.args[0] == fake.vsock) {
-            /* Anything goes, as it is never started */
-            fake_write(&req, &(uint64_t) { FEATURES },
-                       (uint32_t)req.data.args[1] == VHOST_GET_FEATURES ? 8 :
-                                                                          0);
-        } else {
-            resp.error = fake_ioctl(&req);
         }
         qemu_mutex_unlock(&fake.lock);
         if (ioctl(fake.listener, SECCOMP_IOCTL_NOTIF_SEND, &resp)) {
@@ -285,20 +658,54 @@ static void *fake_thread(void *opaque)
     return NULL;
 }
 
+/* What QEMU reads and writes of a device is a file. QEMU inherits it. */
+static int fake_config_space(void)
+{
+    uint8_t config[256] = {};
+    int fd = memfd_create("fake-vfio", 0);
+
+    g_assert_cmpint(fd, >=, 0);
+    stw_le_p(&config[PCI_VENDOR_ID], 0x1234);
+    stw_le_p(&config[PCI_DEVICE_ID], 0x11e8);
+    config[PCI_CLASS_DEVICE + 1] = 0xff;
+    g_assert_cmpint(write(fd, config, sizeof(config)), ==, sizeof(config));
+    return fd;
+}
+
+/* Another QEMU: all that the last one had has ended with it. */
+static void fake_reset_host(bool vhost)
+{
+    int i;
+
+    QEMU_LOCK_GUARD(&fake.lock);
+    fake.vhost = vhost;
+    fake.nests = true;
+    fake.has_ranges = true;
+    fake.page_size = 4 * KiB;
+    fake.iommufd = -1;
+    fake.nr_targets = 0;
+    fake.nr_objects = 1;
+    for (i = 0; i < NR_DEVICES; i++) {
+        fake.devices[i].hwpt = 0;
+    }
+}
+
 /*
- * Hand ioctls of vhost, of all processes that are started from now on, to the
- * fake. Returns false where that is not possible.
+ * Hand ioctls of vhost, VFIO and iommufd, of all processes that are started
+ * from now on, to the fake. Returns false where that is not possible.
  */
 static bool fake_start(void)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 4),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 5),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
                  offsetof(struct seccomp_data, args[1]) +
                  (HOST_BIG_ENDIAN ? 4 : 0)),
         BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xff00),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, VHOST_VIRTIO << 8, 0, 1),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, VHOST_VIRTIO << 8, 1, 0),
+        /* VFIO has the same type */
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IOMMUFD_TYPE << 8, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -316,6 +723,13 @@ static bool fake_start(void)
     fake.file = eventfd(0, 0);
     fake.vsock = eventfd(0, 0);
     g_assert(fake.file >= 0 && fake.vsock >= 0);
+    for (i = 0; i < NR_IOMMUFDS; i++) {
+        fake.iommufds[i] = eventfd(0, 0);
+        g_assert_cmpint(fake.iommufds[i], >=, 0);
+    }
+    for (i = 0; i < NR_DEVICES; i++) {
+        fake.devices[i].file = fake_config_space();
+    }
     fake.listener = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
                             SECCOMP_FILTER_FLAG_NEW_LISTENER, &prog);
     if (fake.listener < 0) {
@@ -513,17 +927,38 @@ static uint32_t request(Fixture *f, int queue, const void *out, size_t out_len,
     return len;
 }
 
-static uint8_t attach_table(Fixture *f, uint64_t root, uint32_t ep)
+static uint8_t attach_table_to(Fixture *f, uint64_t root, uint32_t ep,
+                               uint32_t domain, uint8_t output_bits)
 {
     struct virtio_iommu_req_attach_table req = {
         .head.type = VIRTIO_IOMMU_T_ATTACH_TABLE,
-        .domain = cpu_to_le32(DOMAIN),
+        .domain = cpu_to_le32(domain),
         .endpoint = cpu_to_le32(ep),
         .format = cpu_to_le16(VIRTIO_IOMMU_TABLE_X86_64),
         .granule_shift = 12,
         .input_bits = 48,
-        .output_bits = 52,
+        .output_bits = output_bits,
         .root = cpu_to_le64(root),
+    };
+    struct virtio_iommu_req_tail tail;
+
+    g_assert_cmpuint(request(f, REQQ, &req, offsetof(typeof(req), tail),
+                             sizeof(tail)), ==, sizeof(tail));
+    qtest_memread(f->qts, ANSWER, &tail, sizeof(tail));
+    return tail.status;
+}
+
+static uint8_t attach_table(Fixture *f, uint64_t root, uint32_t ep)
+{
+    return attach_table_to(f, root, ep, DOMAIN, 52);
+}
+
+static uint8_t detach_table(Fixture *f, uint32_t ep, uint32_t domain)
+{
+    struct virtio_iommu_req_detach_table req = {
+        .head.type = VIRTIO_IOMMU_T_DETACH_TABLE,
+        .domain = cpu_to_le32(domain),
+        .endpoint = cpu_to_le32(ep),
     };
     struct virtio_iommu_req_tail tail;
 
@@ -667,19 +1102,32 @@ static char *error_of(const char *iommu)
     return err;
 }
 
+static void expect_text(const char *text, const char *expected)
+{
+    if (!strstr(text, expected)) {
+        g_test_message("expected '%s', got '%s'", expected, text);
+        g_assert_not_reached();
+    }
+}
+
 static void expect_error(const char *iommu, const char *expected)
 {
     g_autofree char *err = error_of(iommu);
 
-    if (!strstr(err, expected)) {
-        g_error("expected '%s', got '%s'", expected, err);
-    }
+    expect_text(err, expected);
 }
 
 static void test_options(void)
 {
     expect_error("virtio-iommu-pci,vhost=on", "vhost=on needs stage1=on");
     expect_error(IOMMU ",vhostfd=0", "vhostfd needs vhost=on");
+    expect_error(IOMMU ",vhost-mode=worker", "vhost-mode needs vhost=on");
+    expect_error(IOMMU ",vhost-mode=inline", "vhost-mode needs vhost=on");
+    expect_error(IOMMU ",vhost-poll-us=1", "vhost-poll-us needs vhost=on");
+    expect_error(IOMMU ",vhost=on,vhost-poll-us=1001",
+                 "vhost-poll-us must be within [0,1000]");
+    expect_error(IOMMU ",vhost=on,vhost-mode=none",
+                 "does not accept value 'none'");
     expect_error(IOMMU ",vhost=on,check=on", "check=on needs vhost=off");
     expect_error(IOMMU ",vhost=on,num-invalqs=17",
                  "num-invalqs must be within [1,16] with vhost=on");
@@ -717,6 +1165,58 @@ static void test_other_vhost(void)
     fake.fail = VHOST_SET_OWNER;
     expect_error(iommu, "vhost-iommu: vhost_set_owner failed");
     fake.fail = 0;
+}
+
+/* A kernel that refuses */
+static void test_mode_refused(void)
+{
+    g_autofree char *iommu = g_strdup_printf(
+        IOMMU ",vhost=on,vhostfd=%d,vhost-mode=inline,vhost-poll-us=20",
+        fake.file);
+
+    fake.fail = VHOST_IOMMU_SET_MODE;
+    expect_error(iommu, "vhost-iommu does not take vhost-mode=inline: ");
+    fake.fail = VHOST_SET_VRING_BUSYLOOP_TIMEOUT;
+    expect_error(iommu, "vhost-iommu: Failed to set busyloop timeout");
+    fake.fail = 0;
+}
+
+/* What the user asks for is what vhost-iommu is told. */
+static void test_mode(void)
+{
+    static const struct {
+        const char *option;
+        const char *name;
+        uint32_t mode;
+        uint32_t poll_us;
+    } tests[] = {
+        { "", "auto", VHOST_IOMMU_MODE_AUTO, 0 },
+        { ",vhost-mode=auto", "auto", VHOST_IOMMU_MODE_AUTO, 0 },
+        { ",vhost-mode=worker,vhost-poll-us=1000", "worker",
+          VHOST_IOMMU_MODE_WORKER, 1000 },
+        { ",vhost-mode=inline", "inline", VHOST_IOMMU_MODE_INLINE, 0 },
+    };
+    int i, j;
+
+    for (i = 0; i < ARRAY_SIZE(tests); i++) {
+        Fixture *f = boot_vhost(tests[i].option);
+        QDict *info = query(f), *vhost = qdict_get_qdict(info, "vhost");
+
+        g_assert_cmpuint(fake.mode, ==, tests[i].mode);
+        for (j = 0; j < VHOST_IOMMU_VQ_MAX; j++) {
+            g_assert_cmpuint(fake.queue[j].poll_us, ==,
+                             j < NR_INVALQS ? tests[i].poll_us : 0);
+        }
+        g_assert_cmpstr(qdict_get_str(vhost, "mode"), ==, tests[i].name);
+        g_assert_cmpint(qdict_get_int(vhost, "poll-us"), ==, tests[i].poll_us);
+        qobject_unref(info);
+        /* Neither ends with the driver */
+        driver_start(f, true, NR_INVALQS);
+        qvirtio_reset(f->dev);
+        g_assert_cmpuint(fake.mode, ==, tests[i].mode);
+        g_assert_cmpuint(fake.queue[0].poll_us, ==, tests[i].poll_us);
+        stop(f);
+    }
 }
 
 #define START(n, base) " base" #n "=" #base " addr" #n " kick" #n
@@ -1065,10 +1565,419 @@ static void test_migration(void)
     stop(f);
 }
 
+/*
+ * Devices of the host
+ */
+
+/* @how: for virtio-iommu */
+static Fixture *boot_host(bool vhost, const char *how, const char *more)
+{
+    g_autofree char *fd = g_strdup_printf(",vhost=on,vhostfd=%d", fake.file);
+    g_autofree char *iommu = g_strdup_printf(
+        "virtio-iommu-pci,id=iommu,addr=3,num-invalqs=3,%s%s", how,
+        vhost ? fd : "");
+    g_autofree char *host = g_strdup_printf(
+        /* Unplugging takes no firmware then */
+        "-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
+        "-device pcie-root-port,id=rp,addr=%d,chassis=1 "
+        "-object iommufd,id=iommufd0,fd=%d -object iommufd,id=iommufd1,fd=%d "
+        "%s", PORT_SLOT, fake.iommufds[0], fake.iommufds[1], more);
+
+    fake_reset_host(vhost);
+    return boot(iommu, host);
+}
+
+/* The driver numbers the bus behind the port, and starts. */
+static void host_driver_start(Fixture *f)
+{
+    QPCIDevice *port = qpci_device_find(f->bus, QPCI_DEVFN(PORT_SLOT, 0));
+
+    g_assert(port);
+    qpci_config_writeb(port, PCI_SECONDARY_BUS, 1);
+    qpci_config_writeb(port, PCI_SUBORDINATE_BUS, 1);
+    g_free(port);
+    driver_start(f, true, NR_INVALQS);
+}
+
+/* Returns NULL, or why not. Each @nr is used once: QEMU closes its file. */
+static char *plug(Fixture *f, int nr, int iommufd, int function)
+{
+    g_autofree char *id = g_strdup_printf("vfio%d", nr);
+    g_autofree char *fd = g_strdup_printf("%d", fake.devices[nr].file);
+    g_autofree char *be = g_strdup_printf("iommufd%d", iommufd);
+    g_autofree char *addr = g_strdup_printf("0.%d", function);
+    char *why = NULL;
+    QDict *rsp;
+
+    rsp = qtest_qmp(f->qts, "{ 'execute': 'device_add', 'arguments': { "
+                    "'driver': 'vfio-pci', 'id': %s, 'bus': 'rp', 'addr': %s,"
+                    " 'fd': %s, 'iommufd': %s, 'rombar': 0 } }", id, addr, fd,
+                    be);
+    if (qdict_haskey(rsp, "error")) {
+        why = g_strdup(qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"));
+    }
+    qobject_unref(rsp);
+    return why;
+}
+
+static void plug_ok(Fixture *f, int nr)
+{
+    g_autofree char *why = plug(f, nr, 0, 1);
+
+    g_assert_cmpstr(why, ==, NULL);
+}
+
+static void plug_fails(Fixture *f, int nr, int iommufd, int function,
+                       const char *expected)
+{
+    g_autofree char *why = plug(f, nr, iommufd, function);
+
+    g_assert(why);
+    expect_text(why, expected);
+}
+
+static unsigned int count_objects(FakeType type)
+{
+    unsigned int nr = 0;
+    int i;
+
+    for (i = 1; i < fake.nr_objects; i++) {
+        nr += fake.objects[i].type == type;
+    }
+    return nr;
+}
+
+/* A device that goes takes a while: memory regions are freed by RCU. */
+static void wait_ioas(unsigned int nr)
+{
+    gint64 begin = g_get_monotonic_time();
+    bool reached = false;
+
+    while (!reached) {
+        WITH_QEMU_LOCK_GUARD(&fake.lock) {
+            reached = count_objects(IOAS) == nr;
+        }
+        g_assert(g_get_monotonic_time() - begin < TIMEOUT_US);
+    }
+}
+
+static void unplug(Fixture *f, int nr)
+{
+    g_autofree char *id = g_strdup_printf("vfio%d", nr);
+
+    qtest_qmp_device_del(f->qts, id);
+}
+
+/* Bound to @domain, and device @nr is there; or to none, if it is 0 */
+static void expect_table(int nr, uint32_t domain)
+{
+    unsigned int tables = domain != 0;
+    FakeDevice *dev = &fake.devices[nr];
+
+    QEMU_LOCK_GUARD(&fake.lock);
+    g_assert_cmpuint(count_objects(NESTED), ==, tables);
+    g_assert_cmpuint(count_objects(PARENT), ==, tables);
+    g_assert_cmpuint(count_objects(PAGING), ==, 1);
+    g_assert_cmpuint(count_objects(IOAS), ==, 1);
+    fake_object(dev->hwpt, domain ? NESTED : PAGING);
+    g_assert_cmpuint(fake.nr_targets, ==, fake.vhost ? tables : 0);
+    if (fake.nr_targets) {
+        g_assert_cmpuint(fake.targets[0].domain, ==, domain);
+        g_assert_cmpuint(fake.targets[0].object_id, ==, dev->hwpt);
+    }
+}
+
+static void expect_nothing(Fixture *f)
+{
+    QDict *info = query(f);
+
+    g_assert(qlist_empty(qdict_get_qlist(info, "domains")));
+    qobject_unref(info);
+    wait_ioas(0);
+    QEMU_LOCK_GUARD(&fake.lock);
+    g_assert_cmpuint(count_objects(NESTED), ==, 0);
+    g_assert_cmpuint(count_objects(PARENT), ==, 0);
+    g_assert_cmpuint(count_objects(PAGING), ==, 0);
+    g_assert_cmpuint(fake.nr_targets, ==, 0);
+    g_assert_cmpint(fake.iommufd, ==, -1);
+}
+
+static uint8_t attach_vfio(Fixture *f, uint64_t root, uint32_t domain)
+{
+    return attach_table_to(f, root, EP_VFIO, domain, 48);
+}
+
+/* However an attachment ends, nothing of it is left. */
+static void host_ends(bool vhost)
+{
+    Fixture *f = boot_host(vhost, "stage1=on", "");
+    uint64_t root, root_b, leaf;
+
+    root = new_root(f, &leaf);
+    root_b = new_root(f, &leaf);
+    plug_ok(f, 0);
+    g_assert_cmpint(fake.iommufd, ==, vhost ? fake.iommufds[0] : -1);
+    host_driver_start(f);
+    expect_table(0, 0);
+    g_assert_cmpint(probe_formats(f, EP_VFIO), ==, 1);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(0, DOMAIN);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(0, DOMAIN);
+
+    /* By another, by DETACH_TABLE, and with the same ID again */
+    g_assert_cmpuint(attach_vfio(f, root_b, DOMAIN_B), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(0, DOMAIN_B);
+    g_assert_cmpuint(detach_table(f, EP_VFIO, DOMAIN_B), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(0, 0);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN_B), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(0, DOMAIN_B);
+
+    /* By another driver, which knows nothing of what the first one did */
+    qvirtio_reset(f->dev);
+    expect_table(0, 0);
+    driver_free(f);
+    host_driver_start(f);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+
+    /* With the machine stopped in between */
+    qmp_ok(f, "stop");
+    expect_table(0, DOMAIN);
+    qmp_ok(f, "cont");
+    expect_table(0, DOMAIN);
+    qtest_system_reset(f->qts);
+    expect_table(0, 0);
+    driver_free(f);
+    qvirtio_pci_device_enable(f->pci);
+    host_driver_start(f);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(0, DOMAIN);
+
+    /* With the device; and then there is another one */
+    unplug(f, 0);
+    expect_nothing(f);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_NOENT);
+    plug_ok(f, 1);
+    expect_table(1, 0);
+    g_assert_cmpuint(attach_vfio(f, root_b, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(1, DOMAIN);
+    g_assert_cmpuint(detach_table(f, EP_VFIO, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+    unplug(f, 1);
+    expect_nothing(f);
+    stop(f);
+}
+
+static void test_host_ends_vhost(void)
+{
+    host_ends(true);
+}
+
+static void test_host_ends(void)
+{
+    host_ends(false);
+}
+
+static void fail_once(uint32_t cmd, unsigned int skip, unsigned int times)
+{
+    QEMU_LOCK_GUARD(&fake.lock);
+    fake.fail_skip = skip;
+    fake.fail_times = times;
+    fake.fail = cmd;
+}
+
+static void expect_failed(void)
+{
+    QEMU_LOCK_GUARD(&fake.lock);
+    g_assert_cmphex(fake.fail, ==, 0);
+}
+
+/* What fails on the way to a table leaves the device where it was. */
+static void host_errors(bool vhost)
+{
+    static const struct {
+        uint32_t cmd;
+        unsigned int skip;
+        bool vhost;
+        bool replacing;         /* also on the way from another table */
+    } tests[] = {
+        { IOMMU_GET_HW_INFO, 0 },
+        { IOMMU_HWPT_ALLOC, 0, false, true },
+        { IOMMU_HWPT_ALLOC, 1 },
+        { VHOST_IOMMU_BIND_TARGET, 0, true, true },
+        { VFIO_DEVICE_DETACH_IOMMUFD_PT, 0 },
+        { VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, false, true },
+    };
+    Fixture *f = boot_host(vhost, "stage1=on", "");
+    uint64_t root, root_b, leaf;
+    int i;
+
+    root = new_root(f, &leaf);
+    root_b = new_root(f, &leaf);
+    plug_ok(f, 0);
+    host_driver_start(f);
+    for (i = 0; i < ARRAY_SIZE(tests); i++) {
+        if (tests[i].vhost && !vhost) {
+            continue;
+        }
+        fail_once(tests[i].cmd, tests[i].skip, 1);
+        g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==,
+                         VIRTIO_IOMMU_S_DEVERR);
+        expect_failed();
+        expect_table(0, 0);
+        g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+        expect_table(0, DOMAIN);
+        if (tests[i].replacing) {
+            fail_once(tests[i].cmd, tests[i].skip, 1);
+            g_assert_cmpuint(attach_vfio(f, root_b, DOMAIN_B), ==,
+                             VIRTIO_IOMMU_S_DEVERR);
+            expect_failed();
+            expect_table(0, DOMAIN);
+        }
+        g_assert_cmpuint(detach_table(f, EP_VFIO, DOMAIN), ==,
+                         VIRTIO_IOMMU_S_OK);
+        expect_table(0, 0);
+    }
+
+    /* It cannot go back either: it has no access to memory then */
+    fail_once(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_DEVERR);
+    expect_failed();
+    g_assert_cmpuint(fake.devices[0].hwpt, ==, 0);
+    g_assert_cmpuint(fake.nr_targets, ==, 0);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(0, DOMAIN);
+    fail_once(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
+    g_assert_cmpuint(attach_vfio(f, root_b, DOMAIN_B), ==,
+                     VIRTIO_IOMMU_S_DEVERR);
+    expect_failed();
+    g_assert_cmpuint(fake.devices[0].hwpt, ==, 0);
+
+    /* A reset ends that, and so does unplugging */
+    qvirtio_reset(f->dev);
+    expect_table(0, 0);
+    driver_free(f);
+    host_driver_start(f);
+    fail_once(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_DEVERR);
+    expect_failed();
+    unplug(f, 0);
+    expect_nothing(f);
+    stop(f);
+}
+
+static void test_host_errors_vhost(void)
+{
+    host_errors(true);
+}
+
+static void test_host_errors(void)
+{
+    host_errors(false);
+}
+
+/* stage1=required takes no device without tables, and forgets it at once. */
+static void test_host_required(void)
+{
+    const char *cannot = "stage1=required, but the device cannot have stage-1 "
+                         "tables: ";
+    Fixture *f = boot_host(true, "stage1=required", "");
+
+    host_driver_start(f);
+    fake.nests = false;
+    plug_fails(f, 0, 0, 1, cannot);
+    plug_fails(f, 1, 0, 1, "this VT-d does not nest");
+    expect_nothing(f);
+    /* A host that says less */
+    fake.has_ranges = false;
+    plug_fails(f, 2, 0, 1, cannot);
+    expect_nothing(f);
+
+    /* One that fits, in the same place */
+    fake.nests = true;
+    fake.has_ranges = true;
+    fake.page_size = 64 * KiB;
+    plug_fails(f, 3, 0, 1, "frozen granule");
+    expect_nothing(f);
+    fake.page_size = 4 * KiB;
+    plug_ok(f, 4);
+    g_assert_cmpint(probe_formats(f, EP_VFIO), ==, 1);
+
+    /* What invalidates knows one iommufd only */
+    plug_fails(f, 5, 1, 2, "vhost-iommu takes one iommufd only");
+    wait_ioas(1);
+    g_assert_cmpint(fake.iommufd, ==, fake.iommufds[0]);
+    unplug(f, 4);
+    expect_nothing(f);
+    stop(f);
+}
+
+static unsigned int count(const char *text, const char *what)
+{
+    unsigned int nr = 0;
+
+    while ((text = strstr(text, what))) {
+        text += strlen(what);
+        nr++;
+    }
+    return nr;
+}
+
+/* With stage1=on it gets MAP and UNMAP, and the user is told once why. */
+static void test_host_cannot(void)
+{
+    g_autofree char *path = NULL;
+    g_autofree char *more = NULL;
+    g_autofree char *log = NULL;
+    uint64_t leaf, root;
+    Fixture *f;
+
+    close(g_file_open_tmp("virtio-iommu-XXXXXX", &path, NULL));
+    more = g_strdup_printf("2>%s", path);
+    f = boot_host(true, "stage1=on", more);
+    fake.nests = false;
+    plug_ok(f, 0);
+    host_driver_start(f);
+    root = new_root(f, &leaf);
+    g_assert_cmpint(probe_formats(f, EP_VFIO), ==, 0);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_UNSUPP);
+    qvirtio_reset(f->dev);
+    driver_free(f);
+    host_driver_start(f);
+    g_assert_cmpint(probe_formats(f, EP_VFIO), ==, 0);
+    expect_table(0, 0);
+    unplug(f, 0);
+    expect_nothing(f);
+    stop(f);
+
+    g_assert(g_file_get_contents(path, &log, NULL, NULL));
+    unlink(path);
+    g_assert_cmpuint(count(log, "cannot have stage-1 tables"), ==, 1);
+    g_assert_cmpuint(count(log, "warning: "), ==, 1);
+    g_assert(strstr(log, "this VT-d does not nest"));
+}
+
+/* Others may have the same requester ID. */
+static void test_host_shared_id(void)
+{
+    g_autofree char *args = g_strdup_printf(
+        "virtio-iommu-pci,stage1=required -device pcie-pci-bridge,id=bridge "
+        "-object iommufd,id=iommufd0,fd=%d "
+        "-device vfio-pci,bus=bridge,addr=1,fd=%d,iommufd=iommufd0,rombar=0",
+        fake.iommufds[0], fake.devices[0].file);
+
+    if (!qtest_has_device("pcie-pci-bridge")) {
+        g_test_skip("QEMU has no pcie-pci-bridge");
+        return;
+    }
+    fake_reset_host(false);
+    expect_error(args, "devices share a requester ID");
+}
+
 typedef struct Test {
     const char *name;
     void (*fn)(void);
     bool without_fake;
+    bool host;                  /* QEMU has to be built with VFIO */
 } Test;
 
 static bool can_fake;
@@ -1077,7 +1986,9 @@ static void run(const void *opaque)
 {
     const Test *test = opaque;
 
-    if (can_fake || test->without_fake) {
+    if (test->host && !qtest_has_device("vfio-pci")) {
+        g_test_skip("QEMU has no vfio-pci");
+    } else if (can_fake || test->without_fake) {
         test->fn();
     } else {
         g_test_skip("seccomp cannot hand ioctls to a test here");
@@ -1101,6 +2012,15 @@ int main(int argc, char **argv)
         { "not-cached", test_not_cached },
         { "keeper", test_keeper },
         { "migration", test_migration },
+        { "mode", test_mode },
+        { "mode-refused", test_mode_refused },
+        { "host/ends", test_host_ends, .host = true },
+        { "host/ends-vhost", test_host_ends_vhost, .host = true },
+        { "host/errors", test_host_errors, .host = true },
+        { "host/errors-vhost", test_host_errors_vhost, .host = true },
+        { "host/required", test_host_required, .host = true },
+        { "host/cannot", test_host_cannot, .host = true },
+        { "host/shared-id", test_host_shared_id, .host = true },
     };
     int i;
 
