@@ -296,6 +296,7 @@ typedef int (*viommu_send_req_fn)(struct viommu_dev *viommu, void *buf,
  * @endpoints_lock: protects @endpoints
  * @endpoints: &struct viommu_endpoint that were probed
  * @debugfs: directory of the device
+ * @down: it has been shut down
  */
 struct viommu_s1_dev {
 	viommu_send_req_fn		send_req;
@@ -306,7 +307,7 @@ struct viommu_s1_dev {
 	struct mutex			endpoints_lock;	/* protects endpoints */
 	struct list_head		endpoints;
 	struct dentry			*debugfs;
-	bool				down;	/* after viommu_s1_shutdown() */
+	bool				down;
 };
 
 #if IS_ENABLED(CONFIG_VIRTIO_IOMMU_STAGE1)

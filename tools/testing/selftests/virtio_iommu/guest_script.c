@@ -123,7 +123,7 @@ int main(void)
 	ret = user_open(&user);
 	if (!ret)
 		ret = enter_domain(&user);
-	for (i = 0; !ret && i < sizeof(steps) / sizeof(steps[0]); i++)
+	for (i = 0; !ret && i < ARRAY_SIZE(steps); i++)
 		ret = do_step(&user, mem, steps[i].page, steps[i].pages);
 	for (i = 0; !ret && i < RANDOM_STEPS; i++) {
 		page = next_random(&random) % SPAN;
