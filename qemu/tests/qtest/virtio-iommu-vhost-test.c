@@ -160,6 +160,7 @@ typedef struct Fake {
     FakeDevice devices[NR_DEVICES];
     FakeObject objects[MAX_OBJECTS];
     uint32_t nr_objects;        /* no ID is used twice, and none is 0 */
+    uint32_t invalidated;       /* the last HWPT that something was done to */
 } Fake;
 
 static Fake fake = {
@@ -371,6 +372,7 @@ static int fake_iova_ranges(const struct seccomp_notif *req)
 
 static int fake_iommufd(const struct seccomp_notif *req)
 {
+    struct iommu_hwpt_invalidate inval;
     struct iommu_ioas_alloc ioas;
 
     switch ((uint32_t)req->data.args[1]) {
@@ -385,7 +387,12 @@ static int fake_iommufd(const struct seccomp_notif *req)
     case IOMMU_IOAS_MAP_FILE:
     case IOMMU_IOAS_UNMAP:
     case IOMMU_IOAS_CHANGE_PROCESS:
+        return 0;
     case IOMMU_HWPT_INVALIDATE:
+        fake_read(req, &inval, sizeof(inval));
+        fake_object(inval.hwpt_id, NESTED);
+        /* Without entries it only asks whether they would be understood */
+        fake.invalidated = inval.entry_num ? inval.hwpt_id : fake.invalidated;
         return 0;
     case IOMMU_GET_HW_INFO:
         return fake_hw_info(req);
@@ -685,6 +692,7 @@ static void fake_reset_host(bool vhost)
     fake.iommufd = -1;
     fake.nr_targets = 0;
     fake.nr_objects = 1;
+    fake.invalidated = 0;
     for (i = 0; i < NR_DEVICES; i++) {
         fake.devices[i].hwpt = 0;
     }
@@ -1875,6 +1883,57 @@ static void test_host_errors(void)
     host_errors(false);
 }
 
+static void invalidate(Fixture *f, uint32_t domain)
+{
+    struct {
+        struct virtio_iommu_req_invalidate head;
+        struct virtio_iommu_inv_desc desc;
+    } QEMU_PACKED req = {
+        .head.type = VIRTIO_IOMMU_T_INVALIDATE,
+        .head.nr = cpu_to_le16(1),
+        .desc.domain = cpu_to_le32(domain),
+        .desc.scope = VIRTIO_IOMMU_INV_S_DOMAIN,
+    };
+    struct virtio_iommu_inv_tail tail;
+
+    g_assert_cmpuint(request(f, INVALQ(0), &req, sizeof(req), sizeof(tail)),
+                     ==, sizeof(tail));
+    qtest_memread(f->qts, ANSWER, &tail, sizeof(tail));
+    g_assert_cmpuint(tail.status, ==, VIRTIO_IOMMU_S_OK);
+}
+
+/* With vhost=off QEMU invalidates: where the device is, however it got there */
+static void test_host_invalidate(void)
+{
+    Fixture *f = boot_host(false, "stage1=on", "");
+    uint64_t root, root_b, leaf;
+
+    root = new_root(f, &leaf);
+    root_b = new_root(f, &leaf);
+    plug_ok(f, 0);
+    host_driver_start(f);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+    invalidate(f, DOMAIN);
+    g_assert_cmpuint(fake.invalidated, ==, fake.devices[0].hwpt);
+    g_assert_cmpuint(attach_vfio(f, root_b, DOMAIN_B), ==, VIRTIO_IOMMU_S_OK);
+    invalidate(f, DOMAIN_B);
+    g_assert_cmpuint(fake.invalidated, ==, fake.devices[0].hwpt);
+
+    /* A reset that cannot get it out of its table: the next driver can */
+    fail_once(VFIO_DEVICE_DETACH_IOMMUFD_PT, 0, 1);
+    qvirtio_reset(f->dev);
+    expect_failed();
+    driver_free(f);
+    host_driver_start(f);
+    g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
+    expect_table(0, DOMAIN);
+    invalidate(f, DOMAIN);
+    g_assert_cmpuint(fake.invalidated, ==, fake.devices[0].hwpt);
+    unplug(f, 0);
+    expect_nothing(f);
+    stop(f);
+}
+
 /* stage1=required takes no device without tables, and forgets it at once. */
 static void test_host_required(void)
 {
@@ -2018,6 +2077,7 @@ int main(int argc, char **argv)
         { "host/ends-vhost", test_host_ends_vhost, .host = true },
         { "host/errors", test_host_errors, .host = true },
         { "host/errors-vhost", test_host_errors_vhost, .host = true },
+        { "host/invalidate", test_host_invalidate, .host = true },
         { "host/required", test_host_required, .host = true },
         { "host/cannot", test_host_cannot, .host = true },
         { "host/shared-id", test_host_shared_id, .host = true },
