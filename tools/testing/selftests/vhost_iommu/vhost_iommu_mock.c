@@ -1788,6 +1788,24 @@ TEST_F(vi, lie_owner)
  * Malformed rings [INV-D-48] [INV-D-49]
  */
 
+/* Put @nr descriptors of length 0, in an indirect table, after the first of two. */
+static void lengthen(struct vq *vq, int head, unsigned int nr)
+{
+	struct vring_desc *table = guest_mem_alloc(vq->mem, (nr + 2) *
+						   sizeof(*table), 16);
+	unsigned int i;
+
+	table[0] = vq->desc[head];
+	for (i = 0; i <= nr; i++) {
+		table[i].flags = VRING_DESC_F_NEXT;
+		table[i].next = i + 1;
+	}
+	table[nr + 1] = vq->desc[vq->desc[head].next];
+	vq->desc[head].addr = guest_mem_gpa(vq->mem, table);
+	vq->desc[head].len = (nr + 2) * sizeof(*table);
+	vq->desc[head].flags = VRING_DESC_F_INDIRECT;
+}
+
 /* What a guest could do to a ring. Returns with the ring broken, no kick. */
 static void break_ring(struct _test_data_vi *self, struct vq *vq, int how)
 {
@@ -1845,11 +1863,14 @@ static void break_ring(struct _test_data_vi *self, struct vq *vq, int how)
 	case 12: /* an address that wraps */
 		vq->desc[head].addr = ~0ULL - 8;
 		break;
+	case 13: /* a chain of more than 1024, all but two of length 0 */
+		lengthen(vq, head, 1023);
+		break;
 	}
 	vq_publish(vq, head);
 }
 
-#define BREAK_WAYS	13
+#define BREAK_WAYS	14
 
 static void expect_stopped(struct __test_metadata *_metadata,
 			   struct _test_data_vi *self)
@@ -1887,6 +1908,28 @@ TEST_F(vi, malformed_ring)
 		expect_stopped(_metadata, self);
 		restart(_metadata, self);
 	}
+}
+
+/* The longest chain: its descriptors of length 0 do no harm. */
+TEST_F(vi, longest_chain)
+{
+	struct vq_seg segs[] = {
+		{ guest_mem_gpa(&self->mem, self->req.head), 36 },
+		{ guest_mem_gpa(&self->mem, self->req.tail), 8, true },
+	};
+	struct vq *vq = &self->vq[0];
+	int head;
+
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	self->req.head->nr = htole16(1);
+	head = vq_prepare(vq, segs, 2, false);
+	ASSERT_LE(0, head);
+	lengthen(vq, head, 1022);
+	vq_publish(vq, head);
+	vq_kick(vq);
+	USED(head, 8);
+	EXPECT_EQ(S_OK, inv_req_status(&self->req));
 }
 
 /* What came before the bad buffer is answered; the queue stays where it is. */
