@@ -3204,6 +3204,52 @@ TEST_F(vi, auto_backlog)
 	for (i = 0; i < ARRAY_SIZE(req); i++) {
 		inv_req_init(&req[i], &self->mem, VHOST_IOMMU_INV_DESCS_MAX);
 		while (req[i].nr < VHOST_IOMMU_INV_DESCS_MAX)
+/*
+ * A turn may end with the last request of the queue, by the number of requests or
+ * by their size. Kicks are asked for all the same: the guest kicks only then.
+ */
+TEST_F(vi, budget_exact)
+{
+	__u64 f = VHOST_IOMMU_FEATURES | (1ULL << VIRTIO_RING_F_EVENT_IDX);
+	struct inv_req req[50];
+	unsigned int i, k, m, nr, max, size;
+	__u16 old;
+
+	for (i = 0; i < ARRAY_SIZE(req); i++)
+		inv_req_init(&req[i], &self->mem, VHOST_IOMMU_INV_DESCS_MAX);
+	for (m = 0; m < 4; m++) {
+		size = m % 2 ? VHOST_IOMMU_INV_DESCS_MAX : 1;
+		max = m % 2 ? 10 : ARRAY_SIZE(req);
+		if (m == 2) {
+			ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 0));
+			ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_SET_FEATURES,
+					    &f));
+			self->vq[0].event_idx = true;
+			ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 1));
+		}
+		for (nr = 1; nr <= max; nr++) {
+			/* Who serves has ended all turns, and asked for kicks. */
+			WORKER_PASSES();
+			old = self->vq[0].avail->idx;
+			for (i = 0; i < nr; i++) {
+				inv_req_reset(&req[i]);
+				for (k = 0; k < size; k++)
+					inv_req_domain(&req[i], DOM_A);
+				ASSERT_LE(0, inv_req_add(&req[i],
+							 &self->vq[0]));
+			}
+			ASSERT_TRUE(vq_kick_needed(&self->vq[0], old)) {
+				TH_LOG("%u requests of %u: none is asked for",
+				       nr, size);
+			}
+			vq_kick(&self->vq[0]);
+			for (i = 0; i < nr; i++)
+				ASSERT_EQ(S_OK, inv_req_wait(&req[i],
+							     &self->vq[0]));
+		}
+	}
+}
+
 			inv_req_domain(&req[i], DOM_A);
 		ASSERT_LE(0, inv_req_add(&req[i], &self->vq[0]));
 	}
