@@ -2065,8 +2065,8 @@ static void *waiter_fn(void *arg)
 	return NULL;
 }
 
-/* Until the thread sleeps in the kernel or has returned. */
-static void wait_until_blocked(struct waiter *w)
+/* Until the thread is in one of these states of proc(5) or has returned. */
+static void wait_for_state(struct waiter *w, const char *states)
 {
 	char path[64], buf[256], *p;
 	FILE *f;
@@ -2081,10 +2081,22 @@ static void wait_until_blocked(struct waiter *w)
 			return;
 		p = fgets(buf, sizeof(buf), f) ? strrchr(buf, ')') : NULL;
 		fclose(f);
-		if (p && p[2] != 'R')
+		if (p && p[2] && strchr(states, p[2]))
 			return;
 		sched_yield();
 	}
+}
+
+/* Until the thread sleeps in the kernel or has returned. */
+static void wait_until_blocked(struct waiter *w)
+{
+	wait_for_state(w, "SD");
+}
+
+/* The same, but only a signal or what it waits for wakes it. */
+static void wait_until_asleep(struct waiter *w)
+{
+	wait_for_state(w, "S");
 }
 
 /* @fn must not return before the flush that is held has ended. */
@@ -3192,18 +3204,6 @@ TEST_F(vi, inline_budget)
 	free(req);
 }
 
-/* With auto, a thread does not wait for a worker that has a lot to do. */
-TEST_F(vi, auto_backlog)
-{
-	struct served before;
-	struct inv_req req[8];
-	unsigned int i;
-
-	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_AUTO));
-	before = SERVED();
-	for (i = 0; i < ARRAY_SIZE(req); i++) {
-		inv_req_init(&req[i], &self->mem, VHOST_IOMMU_INV_DESCS_MAX);
-		while (req[i].nr < VHOST_IOMMU_INV_DESCS_MAX)
 /*
  * A turn may end with the last request of the queue, by the number of requests or
  * by their size. Kicks are asked for all the same: the guest kicks only then.
@@ -3250,6 +3250,18 @@ TEST_F(vi, budget_exact)
 	}
 }
 
+/* With auto, a thread does not wait for a worker that has a lot to do. */
+TEST_F(vi, auto_backlog)
+{
+	struct served before;
+	struct inv_req req[8];
+	unsigned int i;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_AUTO));
+	before = SERVED();
+	for (i = 0; i < ARRAY_SIZE(req); i++) {
+		inv_req_init(&req[i], &self->mem, VHOST_IOMMU_INV_DESCS_MAX);
+		while (req[i].nr < VHOST_IOMMU_INV_DESCS_MAX)
 			inv_req_domain(&req[i], DOM_A);
 		ASSERT_LE(0, inv_req_add(&req[i], &self->vq[0]));
 	}
@@ -3295,9 +3307,8 @@ struct held {
 
 #define HELD_STACK	65536
 
-static int held_submit(void *arg)
+static int submit_both(struct held *h, bool block_first)
 {
-	struct held *h = arg;
 	char byte[2];
 	struct iocb kick = {
 		.aio_lio_opcode = IOCB_CMD_PREAD,
@@ -3313,9 +3324,16 @@ static int held_submit(void *arg)
 		.aio_buf = (uintptr_t)&byte[1],
 		.aio_nbytes = 1,
 	};
-	struct iocb *list[] = { &kick, &block };
+	struct iocb *list[] = {
+		block_first ? &block : &kick, block_first ? &kick : &block,
+	};
 
 	return syscall(SYS_io_submit, h->ctx, 2, list) == 2 ? 0 : 1;
+}
+
+static int held_submit(void *arg)
+{
+	return submit_both(arg, false);
 }
 
 static void *held_thread(void *arg)
@@ -3323,9 +3341,8 @@ static void *held_thread(void *arg)
 	return (void *)(long)held_submit(arg);
 }
 
-/* @process: one of its own that shares memory and files, and can be killed. */
-static struct held *hold(struct __test_metadata *_metadata,
-			 struct _test_data_vi *self, bool process)
+static struct held *prepare_held(struct __test_metadata *_metadata,
+				 struct _test_data_vi *self)
 {
 	struct held *h = calloc(1, sizeof(*h));
 
@@ -3337,23 +3354,6 @@ static struct held *hold(struct __test_metadata *_metadata,
 	ASSERT_EQ(0, pipe(h->pipefd));
 	ASSERT_EQ(0, syscall(SYS_io_setup, 2, &h->ctx));
 	eventfd_take(h->vq->kickfd);
-	if (process) {
-		h->stack = aligned_alloc(16, HELD_STACK);
-		ASSERT_NE(NULL, h->stack);
-		h->pid = clone(held_submit, h->stack + HELD_STACK,
-			       CLONE_VM | CLONE_FILES | SIGCHLD, h);
-		ASSERT_LT(0, h->pid);
-	} else {
-		ASSERT_EQ(0, pthread_create(&h->thread, NULL, held_thread, h));
-	}
-	/* It has kicked, and stays until let_go() fills the pipe. */
-	ASSERT_EQ(1, eventfd_wait(h->vq->kickfd, VQ_TIMEOUT_MS));
-	return h;
-}
-
-static void let_go(struct __test_metadata *_metadata, struct held *h)
-{
-	void *ret = NULL;
 	return h;
 }
 
@@ -3373,6 +3373,23 @@ static struct held *hold(struct __test_metadata *_metadata,
 {
 	struct held *h = prepare_held(_metadata, self);
 
+	if (process) {
+		h->stack = aligned_alloc(16, HELD_STACK);
+		ASSERT_NE(NULL, h->stack);
+		h->pid = clone(held_submit, h->stack + HELD_STACK,
+			       CLONE_VM | CLONE_FILES | SIGCHLD, h);
+		ASSERT_LT(0, h->pid);
+	} else {
+		ASSERT_EQ(0, pthread_create(&h->thread, NULL, held_thread, h));
+	}
+	/* It has kicked, and stays until let_go() fills the pipe. */
+	ASSERT_EQ(1, eventfd_wait(h->vq->kickfd, VQ_TIMEOUT_MS));
+	return h;
+}
+
+static void let_go(struct __test_metadata *_metadata, struct held *h)
+{
+	void *ret = NULL;
 	int st;
 
 	if (h->pid) {
@@ -3384,12 +3401,7 @@ static struct held *hold(struct __test_metadata *_metadata,
 		ASSERT_EQ(0, pthread_join(h->thread, &ret));
 		EXPECT_EQ(NULL, ret);
 	}
-	syscall(SYS_io_destroy, h->ctx);
-	close(h->memfd);
-	close(h->pipefd[0]);
-	close(h->pipefd[1]);
-	free(h->stack);
-	free(h);
+	free_held(h);
 }
 
 #define HOLD(process)	hold(_metadata, self, process)
@@ -3509,6 +3521,62 @@ TEST_F(vi, late_turn_reset_owner)
 	LET_GO(h);
 }
 
+/* The owner after a reset: another process, which has the same guest memory. */
+static int own_again(struct _test_data_vi *self)
+{
+	int fd = VHOST_FILE_UNBIND;
+	__u64 f = VHOST_IOMMU_FEATURES;
+
+	return xioctl(self->dev.fd, VHOST_SET_OWNER, NULL) ||
+	       xioctl(self->dev.fd, VHOST_SET_FEATURES, &f) ||
+	       vhost_iommu_set_mem(&self->dev) ||
+	       vhost_iommu_set_iommufd(&self->dev, self->host.fd) ||
+	       vhost_iommu_bind(&self->dev, DOM_A, self->viommu, TAG_A, 12) ||
+	       vhost_iommu_set_vq(&self->dev, 0, &self->vq[0]) ||
+	       vhost_iommu_set_running(&self->dev, 1) ||
+	       /* The worker has looked at the queue. */
+	       xioctl(self->dev.fd, VHOST_SET_LOG_FD, &fd);
+}
+
+/* A turn that begins when somebody else has the device is the worker's. */
+TEST_F(vi, late_turn_new_owner)
+{
+	struct served before;
+	int up[2], down[2], st;
+	struct held *h;
+	pid_t pid;
+	char c;
+
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	h = HOLD(false);
+	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_RESET_OWNER, NULL));
+	ASSERT_EQ(0, pipe(up));
+	ASSERT_EQ(0, pipe(down));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		close(down[1]);
+		if (own_again(self) || write(up[1], "", 1) != 1)
+			_exit(1);
+		/* Until the test has ended, well or not. */
+		_exit(read(down[0], &c, 1) < 0);
+	}
+	close(up[1]);
+	ASSERT_EQ(1, read(up[0], &c, 1));
+	before = SERVED();
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	ASSERT_LE(0, inv_req_add(&self->req, &self->vq[0]));
+	LET_GO(h);
+	EXPECT_EQ(S_OK, inv_req_wait(&self->req, &self->vq[0]));
+	SERVED_BY(&before, 1, 0, 0);
+	close(down[1]);
+	ASSERT_EQ(pid, waitpid(pid, &st, 0));
+	EXPECT_EQ(0, st);
+	close(up[0]);
+	close(down[0]);
+}
+
 /* A process that is killed before its turn: somebody serves. */
 TEST_F(vi, late_turn_killed)
 {
@@ -3523,6 +3591,49 @@ TEST_F(vi, late_turn_killed)
 	LET_GO(h);
 	EXPECT_EQ(S_OK, inv_req_wait(&self->req, &self->vq[0]));
 	QUEUE_WORKS(0);
+}
+
+static void take_signal(int sig)
+{
+}
+
+struct signalled {
+	struct waiter w;
+	struct held *h;
+};
+
+static int waiter_blocks_first(struct waiter *w)
+{
+	return submit_both(((struct signalled *)w)->h, true);
+}
+
+/*
+ * A thread that has a signal does not serve. It reads from the empty pipe first;
+ * the signal ends that, and the kick comes in the same system call.
+ */
+TEST_F(vi, kick_with_signal)
+{
+	struct sigaction act = { .sa_handler = take_signal };
+	struct signalled s = {
+		.w = { .fn = waiter_blocks_first, .self = self },
+	};
+	struct served before;
+
+	ASSERT_EQ(0, sigaction(SIGUSR1, &act, NULL));
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_INLINE));
+	before = SERVED();
+	s.h = prepare_held(_metadata, self);
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	ASSERT_LE(0, inv_req_add(&self->req, &self->vq[0]));
+	ASSERT_EQ(0, pthread_create(&s.w.thread, NULL, waiter_fn, &s.w));
+	wait_until_asleep(&s.w);
+	ASSERT_EQ(0, pthread_kill(s.w.thread, SIGUSR1));
+	ASSERT_EQ(0, pthread_join(s.w.thread, NULL));
+	EXPECT_EQ(0, s.w.rc);
+	EXPECT_EQ(S_OK, inv_req_wait(&self->req, &self->vq[0]));
+	SERVED_BY(&before, 1, 0, 0);
+	free_held(s.h);
 }
 
 /* A guest that waits by looking, and kicks only when it is asked to. */
