@@ -186,7 +186,8 @@ static_assert(offsetof(struct vhost_iommu_req, descs) ==
  * @index: number of the queue
  * @work: inline turn, when @work_queued
  * @work_queued: bit 0: @work is some thread's; atomic
- * @backlog: the last turn has left requests to the worker; read without lock
+ * @backlog: the last turn has left requests to the worker, or the worker is in a
+ *           turn that polls; read without lock
  * @idle_since: end of the last turn, for busy polling; read without lock
  * @by: who serves this turn, one of VHOST_IOMMU_BY_*
  * @cost: cost of this turn so far
@@ -747,6 +748,9 @@ static void serve_queue(struct vhost_iommu_vq *q, unsigned int budget,
 	q->by = by;
 	q->cost = 0;
 	polls = by == VHOST_IOMMU_BY_WORKER && poll_pays(q);
+	/* A thread would wait for the end of the poll, and its guest with it. */
+	if (polls)
+		WRITE_ONCE(q->backlog, true);
 
 	vhost_disable_notify(dev, vq);
 	for (;;) {
