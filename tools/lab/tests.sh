@@ -602,7 +602,7 @@ vm_programs() {
 }
 
 check_mock() {
-	vm_programs mock --edu 0 -- iommufd_inval vhost_iommu_mock
+	vm_programs mock --edu 0 --timeout 600 -- iommufd_inval vhost_iommu_mock
 }
 
 check_mock_debug() {
