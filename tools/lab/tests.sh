@@ -708,7 +708,7 @@ guest_works() {
 	local stage=$1 arch=$2 formats="guest_formats $3" rc=0
 	shift 3
 
-	vm_programs "$stage-strict" --guest "$arch" --append iommu.strict=1 "$@" -- "$formats" guest_storage \
+	vm_programs "$stage-strict" --guest "$arch" --edu 2 --append iommu.strict=1 "$@" -- "$formats" guest_storage \
 		guest_network guest_vfio guest_tables || rc=$?
 	vm_programs "$stage-lazy" --guest "$arch" --append iommu.strict=0 "$@" -- "$formats" guest_storage \
 		guest_network guest_tables guest_stress guest_hotplug || rc=$?
