@@ -805,18 +805,67 @@ check_guest_groups() {
 
 # --- guests in hosts ---
 
-# full STAGE HOST OPTIONS...: the host's drives work in a guest, with strict and with lazy invalidation
-full() {
-	local stage=$1 host=$2 rc=0
-	shift 2
+# What the endpoints of a guest have, by the host that they come from, and what a guest cannot be told there
+declare -A full_formats=([vtd]="x86-64 4 48" [smmuv3]="arm64 4 48")
+declare -A full_options=([vtd]="--env NO_FAULTS=1" [smmuv3]="")
 
-	vm_programs "$stage-strict" --full "$host" --append iommu.strict=1 "$@" -- guest_storage || rc=$?
-	vm_programs "$stage-lazy" --full "$host" --append iommu.strict=0 "$@" -- guest_storage || rc=$?
+# full STAGE HOST on|off MODE OPTIONS...: the host's devices work in a guest, with vhost=on or off, strict or lazy
+full() {
+	local stage=$1 host=$2 vhost=$3 mode=$4 formats="guest_formats ${full_formats[$2]}"
+	local -a options programs=(guest_storage guest_network guest_vfio guest_tables)
+	shift 4
+
+	read -r -a options <<<"${full_options[$host]}"
+	options+=(--append "iommu.strict=$([[ $mode == strict ]] && echo 1 || echo 0)")
+	[[ $mode == strict ]] || programs+=(guest_hotplug)
+	vm_programs "$stage-$vhost-$mode" --full "$host" --vhost "$vhost" --edu 2 --timeout 900 "${options[@]}" "$@" -- \
+		"$formats" "${programs[@]}"
+}
+
+# full_short STAGE HOST: each of vhost=on and off, of strict and lazy, but not all pairs
+full_short() {
+	local rc=0
+
+	full "$1" "$2" on strict || rc=$?
+	full "$1" "$2" off lazy || rc=$?
+	full_kill "$1-kill" "$2" 5 --vhost on || rc=$?
 	return "$rc"
 }
 
 check_full_vtd() {
-	full full-vtd vtd --viommu stage1=off --timeout 900
+	full_short full-vtd vtd
+}
+
+check_full_smmuv3() {
+	full_short full-smmuv3 smmuv3
+}
+
+# full_long STAGE HOST: the other pairs, and MAP and UNMAP
+full_long() {
+	local rc=0
+
+	full "$1" "$2" on lazy || rc=$?
+	full "$1" "$2" off strict || rc=$?
+	vm_programs "$1-map-unmap" --full "$2" --viommu stage1=off,num-invalqs=1 --vhost off --timeout 900 -- \
+		guest_storage guest_network || rc=$?
+	full_kill "$1-kill" "$2" 100 --vhost on || rc=$?
+	return "$rc"
+}
+
+check_full_long_vtd() {
+	full_long full-long-vtd vtd
+}
+
+check_full_long_smmuv3() {
+	full_long full-long-smmuv3 smmuv3
+}
+
+check_full_counts_vtd() {
+	full_counts vtd
+}
+
+check_full_counts_smmuv3() {
+	full_counts smmuv3
 }
 
 # full_kill STAGE HOST TIMES OPTIONS...: guests at work whose QEMU is killed leave nothing, and the next one works
