@@ -1785,7 +1785,8 @@ static void test_host_ends(void)
     host_ends(false);
 }
 
-static void fail_once(uint32_t cmd, unsigned int skip, unsigned int times)
+/* 0 @times: until it is called with @cmd 0 */
+static void fail(uint32_t cmd, unsigned int skip, unsigned int times)
 {
     QEMU_LOCK_GUARD(&fake.lock);
     fake.fail_skip = skip;
@@ -1827,7 +1828,7 @@ static void host_errors(bool vhost)
         if (tests[i].vhost && !vhost) {
             continue;
         }
-        fail_once(tests[i].cmd, tests[i].skip, 1);
+        fail(tests[i].cmd, tests[i].skip, 1);
         g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==,
                          VIRTIO_IOMMU_S_DEVERR);
         expect_failed();
@@ -1835,7 +1836,7 @@ static void host_errors(bool vhost)
         g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
         expect_table(0, DOMAIN);
         if (tests[i].replacing) {
-            fail_once(tests[i].cmd, tests[i].skip, 1);
+            fail(tests[i].cmd, tests[i].skip, 1);
             g_assert_cmpuint(attach_vfio(f, root_b, DOMAIN_B), ==,
                              VIRTIO_IOMMU_S_DEVERR);
             expect_failed();
@@ -1847,14 +1848,14 @@ static void host_errors(bool vhost)
     }
 
     /* It cannot go back either: it has no access to memory then */
-    fail_once(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
+    fail(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
     g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_DEVERR);
     expect_failed();
     g_assert_cmpuint(fake.devices[0].hwpt, ==, 0);
     g_assert_cmpuint(fake.nr_targets, ==, 0);
     g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
     expect_table(0, DOMAIN);
-    fail_once(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
+    fail(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
     g_assert_cmpuint(attach_vfio(f, root_b, DOMAIN_B), ==,
                      VIRTIO_IOMMU_S_DEVERR);
     expect_failed();
@@ -1865,7 +1866,7 @@ static void host_errors(bool vhost)
     expect_table(0, 0);
     driver_free(f);
     host_driver_start(f);
-    fail_once(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
+    fail(VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0, 2);
     g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_DEVERR);
     expect_failed();
     unplug(f, 0);
@@ -1920,11 +1921,11 @@ static void test_host_invalidate(void)
     g_assert_cmpuint(fake.invalidated, ==, fake.devices[0].hwpt);
 
     /* A reset that cannot get it out of its table: the next driver can */
-    fail_once(VFIO_DEVICE_DETACH_IOMMUFD_PT, 0, 1);
+    fail(VFIO_DEVICE_DETACH_IOMMUFD_PT, 0, 0);
     qvirtio_reset(f->dev);
-    expect_failed();
     driver_free(f);
     host_driver_start(f);
+    fail(0, 0, 0);
     g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==, VIRTIO_IOMMU_S_OK);
     expect_table(0, DOMAIN);
     invalidate(f, DOMAIN);
@@ -2019,13 +2020,14 @@ static void test_host_cannot(void)
 static void test_host_shared_id(void)
 {
     g_autofree char *args = g_strdup_printf(
-        "virtio-iommu-pci,stage1=required -device pcie-pci-bridge,id=bridge "
+        "virtio-iommu-pci,stage1=required -device i82801b11-bridge,id=bridge "
         "-object iommufd,id=iommufd0,fd=%d "
-        "-device vfio-pci,bus=bridge,addr=1,fd=%d,iommufd=iommufd0,rombar=0",
+        "-device vfio-pci,id=vfio0,bus=bridge,addr=1,fd=%d,iommufd=iommufd0,"
+        "rombar=0",
         fake.iommufds[0], fake.devices[0].file);
 
-    if (!qtest_has_device("pcie-pci-bridge")) {
-        g_test_skip("QEMU has no pcie-pci-bridge");
+    if (!qtest_has_device("i82801b11-bridge")) {
+        g_test_skip("QEMU has no i82801b11-bridge");
         return;
     }
     fake_reset_host(false);
