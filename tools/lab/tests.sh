@@ -818,7 +818,7 @@ full() {
 	read -r -a options <<<"${full_options[$host]}"
 	options+=(--append "iommu.strict=$([[ $mode == strict ]] && echo 1 || echo 0)")
 	[[ $mode == strict ]] || programs+=(guest_hotplug)
-	vm_programs "$stage-$vhost-$mode" --full "$host" --vhost "$vhost" --edu 2 --timeout 900 "${options[@]}" "$@" -- \
+	vm_programs "$stage-$vhost-$mode" --full "$host" --vhost "$vhost" --viommu stage1=required --edu 2 --timeout 1200 "${options[@]}" "$@" -- \
 		"$formats" "${programs[@]}"
 }
 
