@@ -15,9 +15,11 @@ vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups guest_granules peers peers_arm64)
+	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups guest_granules peers peers_arm64
+	guest_long guest_long_arm64 full_vtd full_smmuv3 full_counts_vtd full_counts_smmuv3 full_long_vtd full_long_smmuv3)
 long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_granules guest_splats
-	peers peers_arm64 guest_long guest_long_arm64)
+	peers peers_arm64 guest_long guest_long_arm64 full_trees full_vtd full_smmuv3 full_counts_vtd full_counts_smmuv3
+	full_bytes full_long_vtd full_long_smmuv3 full_splats)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -459,13 +461,18 @@ check_guest_trees() {
 	build_trees guest-debug guest-debug-arm64 guest-16k-arm64 guest-64k-arm64
 }
 
+# What runs in the host of a full stack
+check_full_trees() {
+	tap_plan 2
+	tap_loud "the static QEMU for x86" build_qemu_static x86
+	tap_loud "the static QEMU for arm64" build_qemu_static arm64
+}
+
 build_trees() {
 	local kind
 
-	tap_plan $((5 + $#))
+	tap_plan $((3 + $#))
 	tap_loud "QEMU and its tests" build_qemu tests
-	tap_loud "the static QEMU for x86" build_qemu_static x86
-	tap_loud "the static QEMU for arm64" build_qemu_static arm64
 	for kind; do
 		tap_loud "the $kind kernel" build_linux "$kind"
 	done
@@ -1004,6 +1011,20 @@ check_guest_splats() {
 	tap_plan ${#guest_long_logs[@]}
 	for log in "${guest_long_logs[@]}"; do
 		tap_run "no splat in $log" "$lab/splat" "$results/$log.console"
+	done
+}
+
+# The logs of all guests in hosts that have run, and of these hosts
+check_full_splats() {
+	local log logs=()
+
+	for log in "$results"/full-*.console{,.host}; do
+		[[ ! -f $log ]] || logs+=("$log")
+	done
+	((${#logs[@]})) || die "no full stack has run before" "Run e.g. tools/lab/lab test-long full-vtd full-splats."
+	tap_plan ${#logs[@]}
+	for log in "${logs[@]}"; do
+		tap_run "no splat in ${log##*/}" "$lab/splat" "$log"
 	done
 }
 
