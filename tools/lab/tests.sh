@@ -268,6 +268,8 @@ count_requests() {
 					printf "%-13s %d\n", toupper(order[i]), count[order[i]]
 			if (count["invalidate"])
 				printf "descriptors   %d, %.2f for each INVALIDATE\n", descriptors, descriptors / count["invalidate"]
+			else if (count["attach_table"])
+				print "no INVALIDATE: the queues for them are not served by QEMU"
 			else
 				print "no INVALIDATE: domains of this guest are changed by MAP and UNMAP"
 		}' "$1"
