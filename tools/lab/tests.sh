@@ -1101,5 +1101,10 @@ check_faults() {
 }
 
 check_guest_faults() {
+	local a
+
+	for a in x86 arm64; do
+		build_programs "$a" >&2 || die "the test programs were not built for $a"
+	done
 	LAB=$lab/lab OUT=$out/faults "$repo/tools/testing/faults/run" --guests
 }
