@@ -44,7 +44,7 @@
 #define NOISE		50
 
 /* Memory that comes and goes by itself, in KiB */
-#define SLACK_KB	(8L << 10)
+#define SLACK_KB	(32L << 10)
 
 struct cache {
 	char name[64];
@@ -192,6 +192,32 @@ static void drop_unused(void)
 	globfree(&caches);
 }
 
+/*
+ * Areas that are free stay in their cache until there are very many of them. So
+ * those in use are counted instead.
+ */
+static int take_vmalloc(struct state *state)
+{
+	struct cache *cache = NULL;
+	char line[512];
+	unsigned int i;
+	FILE *f;
+
+	for (i = 0; i < state->nr; i++)
+		if (!strcmp(state->caches[i].name, "vmap_area"))
+			cache = &state->caches[i];
+	if (!cache)
+		return 0;
+	f = fopen("/proc/vmallocinfo", "r");
+	if (!f)
+		return -errno;
+	cache->objects = 0;
+	while (fgets(line, sizeof(line), f))
+		cache->objects += !strstr(line, "unpurged vm_area");
+	fclose(f);
+	return 0;
+}
+
 static int take_state(struct state *state)
 {
 	char line[512];
@@ -225,7 +251,7 @@ static int take_state(struct state *state)
 			state->nr++;
 	}
 	fclose(f);
-	return state->nr ? 0 : -ENOENT;
+	return state->nr ? take_vmalloc(state) : -ENOENT;
 }
 
 static long objects_of(const struct state *state, const char *name)
