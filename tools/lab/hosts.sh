@@ -165,7 +165,8 @@ select_nested() {
 		# Two exits take longer than what a kernel measures the TSC by: it is told, see put_into_host.
 		host_append+=(tsc=reliable)
 		host_append_icount=(tsc_early_khz=1000000)
-		[[ ${icount:-} ]] || host_append+=(tsc_early_khz=@)
+		# A CPU that comes up measures the tick of the first one, which must not stop it when it idles.
+		[[ ${icount:-} ]] || host_append+=(tsc_early_khz=@ nohz=off)
 		nested_modules+=(kvm_amd)
 		nested_firmware=(/usr/share/seabios/bios-256k.bin /usr/share/qemu/{kvmvapic,linuxboot_dma}.bin)
 	fi
