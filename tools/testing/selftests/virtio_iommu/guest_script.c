@@ -37,10 +37,13 @@ struct step {
 	unsigned long pages;
 };
 
-/* Pages, ranges within a table and across two, what a block could be, and not quite */
+/*
+ * Pages, and ranges within a table and across two. None empties a table at once:
+ * what is asked for the table then depends on its format.
+ */
 static const struct step steps[] = {
 	{ 0, 1 }, { 1, 1 }, { 511, 1 }, { 0, 16 }, { 5, 3 }, { 500, 24 },
-	{ 0, 512 }, { 512, 512 }, { 1, 511 }, { 511, 513 }, { 0, 1024 },
+	{ 0, 511 }, { 1, 511 }, { 511, 512 }, { 513, 511 }, { 300, 500 },
 };
 
 /* The ID of the domain with a table that an endpoint is in, or -1 */
