@@ -321,6 +321,33 @@ static void test_vectors(void)
                         "vectors needs stage1=on");
 }
 
+/* Tests: notifications */
+
+/* By BAR */
+static void test_notify(void)
+{
+    const struct {
+        const char *iommu;
+        bool pio;
+    } cases[] = {
+        { IOMMU_STAGE1, true },
+        { IOMMU_STAGE1 ",pio-notify=off", false },
+        { IOMMU_STAGE1 ",pio-notify=off,modern-pio-notify=on", true },
+        { IOMMU, false },
+        { IOMMU ",pio-notify=on", true },
+    };
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(cases); i++) {
+        VIOMMU *v = boot(cases[i].iommu, "");
+
+        g_assert(v->pci->notify_bar.is_io == cases[i].pio);
+        viommu_driver_start(v, VIOMMU_NO_STAGE1, 0, 0);
+        assert_ok(viommu_attach(v, 1, EP(0), 0));
+        stop(v);
+    }
+}
+
 /* Whether there was an interrupt for the queue since the last look */
 static bool take_interrupt(VIOMMU *v, int queue)
 {
@@ -1230,6 +1257,7 @@ int main(int argc, char **argv)
 
 #define DEVICE_TEST(name, fn) \
     qtest_add_func("/q35/virtio-iommu/stage1-device/" name, fn)
+    DEVICE_TEST("notify", test_notify);
     DEVICE_TEST("msix/vectors", test_vectors);
     DEVICE_TEST("msix/interrupts", test_interrupts);
     DEVICE_TEST("msix/config-space", test_config_space);
