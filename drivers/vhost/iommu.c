@@ -191,6 +191,7 @@ static_assert(offsetof(struct vhost_iommu_req, descs) ==
  * @idle_since: end of the last turn, for busy polling; read without lock
  * @by: who serves this turn, one of VHOST_IOMMU_BY_*
  * @cost: cost of this turn so far
+ * @kicks: times that the kick eventfd was signalled; under the lock of its wait queue
  * @requests: requests that were answered, for each VHOST_IOMMU_BY_*
  * @malformed: times that the ring was found malformed
  * @req: the request as copied from the guest
@@ -207,6 +208,7 @@ struct vhost_iommu_vq {
 	ktime_t idle_since;
 	unsigned int by;
 	unsigned int cost;
+	u64 kicks;
 	u64 requests[VHOST_IOMMU_BY_NR];
 	u64 malformed;
 	struct vhost_iommu_req req;
@@ -884,6 +886,7 @@ static int kick_wakeup(wait_queue_entry_t *wait, unsigned int mode, int sync,
 
 	if (!(key_to_poll(key) & poll->mask))
 		return 0;
+	WRITE_ONCE(q->kicks, q->kicks + 1);
 
 	/* Another thread's turn may begin late: the worker looks for this one. */
 	if (!wants_inline(q) || test_and_set_bit(0, &q->work_queued)) {
@@ -1294,6 +1297,12 @@ static int set_features(struct vhost_iommu *vi, u64 features)
 	return 0;
 }
 
+static void set_defaults(struct vhost_iommu *vi)
+{
+	vi->max_inv_descs = VHOST_IOMMU_INV_DESCS_MAX;
+	WRITE_ONCE(vi->mode, VHOST_IOMMU_MODE_AUTO);
+}
+
 static int reset_owner(struct vhost_iommu *vi)
 {
 	struct vhost_iotlb *umem;
@@ -1304,6 +1313,7 @@ static int reset_owner(struct vhost_iommu *vi)
 	stop_queues(vi);
 	vhost_dev_stop(&vi->dev);
 	unbind_all(vi);
+	set_defaults(vi);
 	vhost_dev_reset_owner(&vi->dev, umem);
 	return 0;
 }
@@ -1477,14 +1487,14 @@ static int queues_show(struct seq_file *m, void *unused)
 
 		mutex_lock(&q->vq.mutex);
 		if (q->vq.kick)
-			seq_printf(m, "queue %u %s worker %llu inline %llu polled %llu malformed %llu\n",
+			seq_printf(m, "queue %u %s worker %llu inline %llu polled %llu malformed %llu kicks %llu\n",
 				   i,
 				   vhost_vq_get_backend(&q->vq) ? "running" :
 								  "stopped",
 				   q->requests[VHOST_IOMMU_BY_WORKER],
 				   q->requests[VHOST_IOMMU_BY_INLINE],
 				   q->requests[VHOST_IOMMU_BY_POLL],
-				   q->malformed);
+				   q->malformed, READ_ONCE(q->kicks));
 		mutex_unlock(&q->vq.mutex);
 	}
 	return 0;
@@ -1532,7 +1542,7 @@ static int vhost_iommu_open(struct inode *inode, struct file *filp)
 
 	init_rwsem(&vi->bind_rwsem);
 	xa_init(&vi->domains);
-	vi->max_inv_descs = VHOST_IOMMU_INV_DESCS_MAX;
+	set_defaults(vi);
 	/* serve_queue() bounds its turns itself: the weights are not used. */
 	vhost_dev_init(&vi->dev, vqs, VHOST_IOMMU_VQ_MAX, UIO_MAXIOV, 0, 0,
 		       true, NULL);

@@ -18,6 +18,9 @@
  * smaller than the struct), E2BIG (larger than a page) and EOPNOTSUPP (what is
  * beyond the struct is not 0); ENOMEM where something is kept.
  *
+ * VHOST_RESET_OWNER stops the queues and makes the device what it was when it was
+ * opened: nothing is bound, and configuration and mode are the default.
+ *
  * Bind before attach, unbind after detach: a target must be bound before the
  * nested HWPT goes live on a device, and may only be unbound when it is no
  * longer attached anywhere. While it is not bound, an invalidation of the

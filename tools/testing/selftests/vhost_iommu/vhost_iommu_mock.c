@@ -2918,14 +2918,14 @@ TEST_F(vi, debugfs)
 	snprintf(path, sizeof(path), "%s/queues", dir);
 	read_file(path, buf, sizeof(buf));
 	snprintf(path, sizeof(path),
-		 "queue 0 stopped worker %u inline %u polled 0 malformed 1\n",
+		 "queue 0 stopped worker %u inline %u polled 0 malformed 1 kicks 4\n",
 		 self->mode == VHOST_IOMMU_MODE_WORKER ? 3 : 0,
 		 self->mode == VHOST_IOMMU_MODE_WORKER ? 0 : 3);
 	EXPECT_NE(NULL, strstr(buf, path)) {
 		TH_LOG("%s", buf);
 	}
 	snprintf(path, sizeof(path),
-		 "queue 1 running worker %u inline %u polled 0 malformed 0\n",
+		 "queue 1 running worker %u inline %u polled 0 malformed 0 kicks 1\n",
 		 self->mode == VHOST_IOMMU_MODE_WORKER,
 		 self->mode != VHOST_IOMMU_MODE_WORKER);
 	EXPECT_NE(NULL, strstr(buf, path)) {
@@ -3536,6 +3536,21 @@ static int own_again(struct _test_data_vi *self)
 	       vhost_iommu_set_running(&self->dev, 1) ||
 	       /* The worker has looked at the queue. */
 	       xioctl(self->dev.fd, VHOST_SET_LOG_FD, &fd);
+}
+
+/* Nothing that one owner has asked for is the next one's. */
+TEST_F(vi, reset_owner_forgets)
+{
+	ASSERT_EQ(0, vhost_iommu_set_mode(&self->dev, VHOST_IOMMU_MODE_WORKER));
+	ASSERT_EQ(0, vhost_iommu_set_running(&self->dev, 0));
+	ASSERT_EQ(0, vhost_iommu_set_config(&self->dev, 1));
+	ASSERT_EQ(0, xioctl(self->dev.fd, VHOST_RESET_OWNER, NULL));
+	ASSERT_EQ(0, own_again(self));
+	EXPECT_EQ(VHOST_IOMMU_MODE_AUTO, vhost_iommu_get_mode(&self->dev));
+	start_req(self);
+	page(&self->req, DOM_A, 1);
+	page(&self->req, DOM_A, 5);
+	SUBMIT(S_OK, 2);
 }
 
 /* A turn that begins when somebody else has the device is the worker's. */
