@@ -172,6 +172,14 @@ select_nested() {
 	fi
 }
 
+# select_vendor: in place of virtio-iommu, the guest of select_nested has the IOMMU of a vendor, emulated by QEMU. It
+# traps what the guest writes to its tables (caching mode).
+select_vendor() {
+	host_iommu=intel-iommu
+	host_properties=caching-mode=on,aw-bits=39
+	host_optional=()
+}
+
 # wanted_hosts: sets wanted, the hosts to use: the one that was asked for, or all. LAB_HOST comes
 # from make HOST=...; a variable HOST of the environment counts only if it names a host, for some
 # shells keep the machine's name there.

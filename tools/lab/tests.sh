@@ -16,10 +16,11 @@ vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
 	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups guest_granules peers peers_arm64
-	guest_long guest_long_arm64 full_vtd full_smmuv3 full_counts_vtd full_counts_smmuv3 full_long_vtd full_long_smmuv3)
+	guest_long guest_long_arm64 full_vtd full_smmuv3 full_counts_vtd full_counts_smmuv3
+	full_switches_vtd full_switches_smmuv3 full_long_vtd full_long_smmuv3)
 long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_granules guest_splats
 	peers peers_arm64 guest_long guest_long_arm64 full_trees full_vtd full_smmuv3 full_counts_vtd full_counts_smmuv3
-	full_bytes full_long_vtd full_long_smmuv3 full_splats)
+	full_switches_vtd full_switches_smmuv3 full_bytes full_long_vtd full_long_smmuv3 full_splats)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -344,7 +345,7 @@ bench_full() {
 	local -a names options
 
 	need_packages
-	plan $((1 + 11 * ${#wanted[@]}))
+	plan $((1 + 20 * ${#wanted[@]}))
 	build_qemu || die "QEMU was not built"
 	for h in "${wanted[@]}"; do
 		[[ " ${hosts[*]} " == *" $h "* ]] || die "lab bench --full $h: there is no such host" "There are: ${hosts[*]}"
@@ -355,10 +356,14 @@ bench_full() {
 		options=("--host $h --kernel guest" "--full $h --viommu stage1=off,num-invalqs=1 --vhost off"
 			"--full $h --vhost off" "--full $h --vhost on --viommu vhost-mode=worker"
 			"--full $h --vhost on --viommu vhost-mode=inline")
+		if [[ $h == vtd ]]; then
+			names+=("  the same, kick by MMIO" "emulated VT-d")
+			options+=("--full $h --vhost on --viommu vhost-mode=inline,pio-notify=off" "--full $h --vendor")
+		fi
 
 		printf '%s: instructions of all levels, one CPU and one thread; long: more than 30000\n' "$h"
-		printf '%-26s %-6s %8s %8s %8s %8s %8s %8s %6s %8s %8s\n' "" "" "map 1" "unmap 1" "map 16" "unmap 16" \
-			"map 256" "unm 256" "long 1" "rest 1" "max 1"
+		printf '%-26s %-6s %8s %8s %8s %8s %8s %8s %6s %8s %8s %8s\n' "" "" "map 1" "unmap 1" "map 16" "unmap 16" \
+			"map 256" "unm 256" "long 1" "rest 1" "max 1" "pairs 1"
 		for i in "${!names[@]}"; do
 			for mode in strict lazy; do
 				bench_run "$h: ${names[i]}, $mode" "$mode" 1 1 "${options[i]}" 1,16,256
@@ -366,6 +371,7 @@ bench_full() {
 			done
 		done
 		printf '\n'
+		switches_table "$h"
 	done
 }
 
@@ -375,9 +381,55 @@ bench_full_row() {
 	awk '/^ *[0-9]/ {
 			printf " %8d %8d", $3, $4
 			if ($1 == 1)
-				one = sprintf(" %6d %8d %8d", $9, $10, $11)
+				one = sprintf(" %6d %8d %8d %8d", $9, $10, $11, $5)
 		}
 		END { print one }' "$out/dma_bench.$arch.out"
+}
+
+# switches_table HOST: who serves the invalidations of a guest, and how often a thread of its VMM is switched meanwhile
+switches_table() {
+	local mode threads
+
+	printf '%s: strict, one page; per request, one vCPU (instructions counted) and four (not counted)\n' "$1"
+	printf '%-8s %5s %10s %10s %10s %10s %10s %10s\n' "" vCPUs requests "per kick" "descs" "flushes" "worker's" switches
+	for threads in 1 4; do
+		for mode in worker inline auto; do
+			step "$1: $mode, $threads threads"
+			watched_run "$1" "$mode" "$threads" >"$out/watched.out" ||
+				die "dma_bench failed" "$(<"$out/watched.out")"
+			switches_row "$mode" "$threads" "$out/watched.out" ||
+				die "vhost-iommu was never busy" "$(<"$out/watched.out")"
+		done
+	done
+	printf '\n'
+}
+
+# watched_run HOST MODE THREADS: one thread on one CPU that counts instructions, or several on as many CPUs
+watched_run() {
+	local -a options=(--smp "$3")
+
+	select_host "$1"
+	build_programs "$arch" >&2 || die "the test programs were not built"
+	(($3 > 1)) || options+=(--icount)
+	lab_run --quiet --full "$1" --vhost on --viommu "vhost-mode=$2" --append iommu.strict=1 --timeout 900 \
+		--host-program "$bin/vmm_watch" "${options[@]}" "$bin/dma_bench" -t "$3" -g 1 -s "$3"
+}
+
+# switches_row MODE THREADS FILE
+switches_row() {
+	awk -v mode="$1" -v threads="$2" '
+		/^# vmm_watch: / {
+			for (i = 3; i < NF; i += 2)
+				n[$i] = $(i + 1)
+			requests = n["worker"] + n["inline"] + n["polled"]
+		}
+		END {
+			if (!requests || !n["kicks"])
+				exit 1
+			printf "%-8s %5d %10d %10.2f %10.2f %10.2f %9.1f%% %10.4f\n", mode, threads, requests,
+				requests / n["kicks"], n["descs"] / requests, (n["ranges"] + n["wide"]) / requests,
+				100 * (n["worker"] + n["polled"]) / requests, (n["voluntary"] + n["involuntary"]) / requests
+		}' "$3"
 }
 
 # bench_run NAME strict|lazy CPUS THREADS OPTIONS [GRANULES]: fills dma_bench.ARCH.out
@@ -931,6 +983,40 @@ same_count() {
 	host=$(count_taken "$1.console.copies" | awk '/^INVALIDATE/ { print $2 + 0 } /^lost/ { print "lost " $2 }')
 	echo "guest: $guest, host: $host"
 	[[ $guest -gt 0 && $guest == "$host" ]]
+}
+
+# Served inline, invalidations switch no thread of the VMM. That a worker's do shows that switches are seen.
+full_switches() {
+	local mode
+
+	tap_plan 4
+	for mode in inline worker; do
+		tap_run "$mode: a guest unmaps" watched_into "$results/full-switches-$1-$mode.out" "$1" "$mode"
+	done
+	tap_run "inline: at most one switch for a hundred requests" \
+		switches_are "<= 0.01" "$results/full-switches-$1-inline.out"
+	tap_run "worker: at least one switch for each request" switches_are ">= 1" "$results/full-switches-$1-worker.out"
+}
+
+watched_into() {
+	watched_run "$2" "$3" 1 >"$1"
+}
+
+# switches_are CONDITION FILE
+switches_are() {
+	local row
+
+	row=$(switches_row mode 1 "$2") || { echo "vhost-iommu was never busy"; return 1; }
+	echo "for each request: ${row##* }"
+	awk -v n="${row##* }" "BEGIN { exit !(n $1) }"
+}
+
+check_full_switches_vtd() {
+	full_switches vtd
+}
+
+check_full_switches_smmuv3() {
+	full_switches smmuv3
 }
 
 # What the guest's driver puts on its queue, for one script, is the same whatever the host's IOMMU is.

@@ -9,7 +9,7 @@ lab_run() {
 	local append=() environment=() files=() qemu_args=() writes=() modules=() trace=
 	local vtd='' smmu='' smmus=1 erratum='' host=vtd viommu='' qemu=ours reboots='' attend=()
 	local full='' vhost='' host_kernel='' host_work='' host_appends=() host_writes=() host_copies=() host_qemu_args=() host_devices=() passed=()
-	local host_program=()
+	local host_program=() vendor=''
 	local dir script argument first program rc=0 status line at console trace_file
 
 	while (($#)); do
@@ -18,6 +18,7 @@ lab_run() {
 		--guest) host=guest-$2; shift ;;
 		--full) full=$2; shift ;;
 		--vhost) vhost=$2; shift ;;
+		--vendor) vendor=1 ;;
 		--host-work) host_work=$2; shift ;;
 		--host-kernel) host_kernel=$2; shift ;;
 		--host-append) host_appends+=("$2"); shift ;;
@@ -62,6 +63,7 @@ lab_run() {
 	check_run_options
 	if [[ $full ]]; then
 		select_nested "$full"
+		[[ ! $vendor ]] || select_vendor
 	else
 		select_host "$host"
 	fi
@@ -366,12 +368,16 @@ check_run_options() {
 		[[ $host == vtd ]] || die "lab run: --full has a host and a guest in it" "Leave out --host and --guest."
 		[[ $qemu == ours ]] || die "lab run --qemu $qemu is for guests alone" "Say --guest x86 or --guest arm64."
 		[[ ${vhost:-on} == on || $vhost == off ]] || die "lab run --vhost: on or off, not $vhost"
+		[[ ! $vendor || $full == vtd ]] || die "lab run --vendor: only for --full vtd" \
+			"QEMU 10.2 has no emulated SMMU for devices of the host."
+		[[ ! $vendor || ! $vhost$viommu ]] || die "lab run --vendor: this guest has no virtio-iommu"
 		[[ $smmus == 1 && ! $erratum ]] || die "lab run --full has one SMMU, without the erratum"
 		[[ ${host_kernel:=lab} == lab || $host_kernel == debug ]] ||
 			die "lab run --host-kernel $host_kernel: there is no such kernel" "There are lab and debug."
 		[[ ! ${host_program:-} || -x ${host_program[0]} ]] ||
 			die "lab run --host-program: there is no program ${host_program[0]}"
 	else
+		[[ ! $vendor ]] || die "lab run --vendor is for --full"
 		for option in vhost host-work=host_work host-kernel=host_kernel host-append=host_appends host-write=host_writes \
 			host-copy=host_copies host-qemu-arg=host_qemu_args host-program=host_program; do
 			name=${option#*=}
