@@ -432,6 +432,35 @@ switches_row() {
 		}' "$3"
 }
 
+# lab profile [HOST [PROPERTIES]]: where the instructions of a strict unmap of one page go, from the guest's driver to the
+# host's
+lab_profile() {
+	local h=${1:-vtd} properties=${2:-vhost-mode=inline} log=$out/profile.${1:-vtd} rc=0 taker sock
+
+	[[ " ${hosts[*]} " == *" $h "* ]] || die "lab profile $h: there is no such host" "There are: ${hosts[*]}"
+	need_packages
+	plan 4
+	select_host "$h"
+	build_qemu || die "QEMU was not built"
+	build_qemu_static "$arch" || die "the static QEMU was not built"
+	build_linux "guest$arch_suffix" || die "the kernel was not built"
+	build_programs "$arch" || die "dma_bench was not built for $arch"
+	step "tracing a guest in the host $h: vhost=on,$properties"
+	rm -f "$log".*
+	sock=$(mktemp -u "${TMPDIR:-/tmp}/profile.XXXXXX")
+	"$lab/profile" take --monitor "$sock" --output "$log.out" --trace "$log.insns" &
+	taker=$!
+	lab_run --quiet --full "$h" --icount --edu 1 --smp 1 --vhost on --viommu "$properties" --append iommu.strict=1 \
+		--timeout 1800 --host-qemu-arg -chardev --host-qemu-arg "socket,id=profile,path=$sock,server=on,wait=off" \
+		--host-qemu-arg -mon --host-qemu-arg chardev=profile,mode=readline --host-copy /proc/kallsyms \
+		--log "$log.log" "$bin/dma_bench" -g 1 -s 5 >"$log.out" || rc=$?
+	((rc == 0)) || kill "$taker" 2>/dev/null
+	wait "$taker" || die "there is no trace" "$(<"$log.out")"
+	rm -f "$sock"
+	"$lab/profile" count --arch "$arch" --trace "$log.insns" --build "$kernel_build" --kallsyms "$log.log.copies"
+	rm -f "$log.insns"
+}
+
 # bench_run NAME strict|lazy CPUS THREADS OPTIONS [GRANULES]: fills dma_bench.ARCH.out
 bench_run() {
 	step "$1"
