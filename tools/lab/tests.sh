@@ -153,7 +153,8 @@ lab_demo() {
 
 # demo_guest ARCH: a guest at work, and what that asks of its IOMMU
 demo_guest() {
-	local log=$out/demo.guest-$1.log event trace=() rc=0
+	local log=$out/demo.guest-$1.log rc=0
+	local -a trace
 
 	[[ " ${guests[*]} " == *" guest-$1 "* ]] || die "lab demo --guest $1: there is no such guest" \
 		"There are: ${guests[*]#guest-}"
@@ -165,10 +166,8 @@ demo_guest() {
 	step "programs: for $arch"
 	build_programs "$arch" || die "the programs were not built for $arch"
 	step "running a guest for $arch: files and blocks of NVMe drives"
-	for event in "${guest_requests[@]}"; do
-		trace+=(--qemu-arg -trace --qemu-arg "virtio_iommu_$event")
-	done
-	lab_run --quiet --guest "$1" --log "$log" --trace virtio_iommu_attach "${trace[@]}" \
+	trace_requests
+	lab_run --quiet --guest "$1" --log "$log" "${trace[@]}" \
 		"$bin/guest_storage" --then "$bin/guest_counters" >"$log.out" || rc=$?
 	echo "the kernel's log:"
 	grep -E 'iommu: |virtio_iommu|virtio-iommu|VIOT' "$log" | sed 's/^/    /' || true
@@ -182,7 +181,8 @@ demo_guest() {
 # demo_full HOST: the same in a guest that HOST runs, with HOST's drives. VIOMMU has more properties for the guest's
 # virtio-iommu.
 demo_full() {
-	local log=$out/demo.full-$1.log event trace=() rc=0
+	local log=$out/demo.full-$1.log event rc=0
+	local -a trace
 
 	[[ " ${hosts[*]} " == *" $1 "* ]] || die "lab demo --full $1: there is no such host" "There are: ${hosts[*]}"
 	need_packages
@@ -194,13 +194,11 @@ demo_full() {
 	step "programs: for $arch"
 	build_programs "$arch" || die "the programs were not built for $arch"
 	step "running a guest in the host $1: files and blocks of NVMe drives"
-	for event in "${guest_requests[@]}"; do
-		trace+=(--qemu-arg -trace --qemu-arg "virtio_iommu_$event")
-	done
+	trace_requests
 	for event in request flush error; do
 		trace+=(--host-write "$events/vhost_iommu_$event/enable=1")
 	done
-	lab_run --quiet --full "$1" --timeout 900 --log "$log" --trace virtio_iommu_attach "${trace[@]}" --viommu "${VIOMMU:-}" \
+	lab_run --quiet --full "$1" --timeout 900 --log "$log" "${trace[@]}" --viommu "${VIOMMU:-}" \
 		--host-write /sys/kernel/tracing/buffer_size_kb=16384 --host-copy /sys/kernel/tracing/trace \
 		"$bin/guest_storage" --then "$bin/guest_counters" >"$log.out" || rc=$?
 	echo "the host's kernel log, of its IOMMU:"
@@ -248,7 +246,17 @@ count_taken() {
 		}' "$1"
 }
 
-guest_requests=(detach map unmap attach_table detach_table invalidate)
+guest_requests=(attach attach_table detach detach_table map unmap invalidate)
+
+# trace_requests: sets trace, options of lab run by which a guest's QEMU traces its requests
+trace_requests() {
+	local event
+
+	trace=(--trace "virtio_iommu_${guest_requests[0]}")
+	for event in "${guest_requests[@]:1}"; do
+		trace+=(--qemu-arg -trace --qemu-arg "virtio_iommu_$event")
+	done
+}
 
 # count_requests TRACE
 count_requests() {
@@ -987,12 +995,10 @@ full_counts() {
 }
 
 counted_run() {
-	local event trace=()
+	local -a trace
 
-	for event in "${guest_requests[@]}"; do
-		trace+=(--qemu-arg -trace --qemu-arg "virtio_iommu_$event")
-	done
-	vm_programs "$1" --full "$2" --vhost on --append "iommu.strict=$3" --timeout 600 --trace virtio_iommu_attach "${trace[@]}" \
+	trace_requests
+	vm_programs "$1" --full "$2" --vhost on --append "iommu.strict=$3" --timeout 600 "${trace[@]}" \
 		--host-write "$events/vhost_iommu_request/enable=1" --host-write "$events/vhost_iommu_error/enable=1" \
 		--host-write /sys/kernel/tracing/buffer_size_kb=16384 --host-copy /sys/kernel/tracing/trace -- \
 		guest_storage guest_counters >"$results/$1.out"
