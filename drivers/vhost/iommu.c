@@ -419,10 +419,18 @@ static bool join_item(struct vhost_iommu_item *cur,
 	return true;
 }
 
-/*
- * Join, in place, the items of one domain, which are sorted by start. Too many
- * become all.
- */
+/* Too many items of one domain become all of it. */
+static unsigned int limit_items(struct vhost_iommu_item *items, unsigned int nr)
+{
+	if (nr <= VHOST_IOMMU_RANGES_MAX)
+		return nr;
+	items->start = 0;
+	items->last = U64_MAX;
+	items->all = true;
+	return 1;
+}
+
+/* Join, in place, the items of one domain, which are sorted by start. */
 static unsigned int join_items(struct vhost_iommu_item *items, unsigned int nr)
 {
 	struct vhost_iommu_item *cur = items;
@@ -432,37 +440,31 @@ static unsigned int join_items(struct vhost_iommu_item *items, unsigned int nr)
 		if (!join_item(cur, &items[i]))
 			*++cur = items[i];
 
-	nr = cur - items + 1;
 	/* An item with all starts at 0 and ends at the top: it is alone now. */
-	if (nr > VHOST_IOMMU_RANGES_MAX) {
-		items->start = 0;
-		items->last = U64_MAX;
-		items->all = true;
-		nr = 1;
-	}
-	return nr;
+	return limit_items(items, cur - items + 1);
 }
 
 /*
- * Flush @nr items that @descs descriptors have become, domain by domain. Returns
- * how many, from the first descriptor on, are done; others may be done as well.
+ * Flush @nr items that @descs descriptors have become, domain by domain. They are
+ * @joined if they belong to one domain and each starts after the one before has
+ * ended, with a gap. Returns how many, from the first descriptor on, are done;
+ * others may be done as well.
  */
 static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr,
-				unsigned int descs)
+				unsigned int descs, bool joined)
 {
 	unsigned int first, end, done = descs;
 	bool failed = false;
 
-	/* The usual request has become one item. */
-	if (nr == 1)
-		return flush_domain(q, q->items->domain, q->items, 1, descs) ?
-			       0 : descs;
+	if (joined)
+		return flush_domain(q, q->items->domain, q->items,
+				    limit_items(q->items, nr), descs) ? 0 : descs;
 
 	sort_items(q->items, nr);
 	for (first = 0; first < nr; first = end) {
 		struct vhost_iommu_item *items = &q->items[first];
 		struct vhost_iommu_domain *domain = items->domain;
-		unsigned int lowest = descs, sum = 0, joined;
+		unsigned int lowest = descs, sum = 0, left;
 
 		for (end = first; end < nr; end++) {
 			if (q->items[end].domain != domain)
@@ -473,8 +475,8 @@ static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr,
 
 		/* After a failure the rest is left to the driver's retry. */
 		if (!failed) {
-			joined = join_items(items, end - first);
-			failed = flush_domain(q, domain, items, joined, sum);
+			left = join_items(items, end - first);
+			failed = flush_domain(q, domain, items, left, sum);
 		}
 		if (failed)
 			done = min(done, lowest);
@@ -543,28 +545,82 @@ static u8 check_desc(struct vhost_iommu *vi,
 	return VIRTIO_IOMMU_S_OK;
 }
 
+/*
+ * The usual descriptor is like the one before but for its addresses, which are
+ * higher. What check_desc() has found out about that one then holds for this one,
+ * and only addresses are left to check: alignment and order, as it does. If this
+ * one starts where @cur ends it has joined @cur, which has been told already what
+ * join_item() would take over; if there is a gap it is @cur[1]. Returns the item
+ * that it is in, or NULL if check_desc() has to look.
+ * @cur: the item that the descriptor before is in
+ */
+static struct vhost_iommu_item *
+check_like_last(const struct virtio_iommu_inv_desc *desc,
+		struct vhost_iommu_item *cur)
+{
+	u64 start = le64_to_cpu(desc->start), last = le64_to_cpu(desc->last);
+	u64 mask = BIT_ULL(cur->domain->granule) - 1;
+
+	/* All of a domain, and the top of the address space, have this last. */
+	if (cur->last == U64_MAX || desc->reserved ||
+	    memcmp(desc - 1, desc, offsetof(struct virtio_iommu_inv_desc, start)))
+		return NULL;
+	if (last < start || (start & mask) || ((last + 1) & mask))
+		return NULL;
+	if (desc->leaf_shift) {
+		mask = BIT_ULL(desc->leaf_shift) - 1;
+		start &= ~mask;
+		last |= mask;
+	}
+	if (start <= cur->last)
+		return NULL;
+	if (start == cur->last + 1) {
+		cur->last = last;
+		return cur;
+	}
+	cur[1] = (struct vhost_iommu_item){
+		.domain = cur->domain,
+		.start = start,
+		.last = last,
+		.leaf_shift = desc->leaf_shift,
+		.leaf = le16_to_cpu(desc->flags) & VIRTIO_IOMMU_INV_F_LEAF,
+	};
+	return cur + 1;
+}
+
 /* Carry out @nr copied descriptors. Returns the status; *done says how many. */
 static u8 serve_descs(struct vhost_iommu_vq *q, unsigned int nr, u32 *done)
 {
 	struct vhost_iommu *vi = to_vhost_iommu(q);
-	struct vhost_iommu_domain *domain = NULL;
-	struct vhost_iommu_item *item = q->items;
+	const struct virtio_iommu_inv_desc *desc = q->req.descs;
+	struct vhost_iommu_item *cur = NULL, *item;
 	u8 status = VIRTIO_IOMMU_S_OK;
+	bool joined = true;
 	unsigned int i;
 
 	down_read(&vi->bind_rwsem);
-	for (i = 0; i < nr; i++) {
-		status = check_desc(vi, &q->req.descs[i], domain, item);
-		if (status != VIRTIO_IOMMU_S_OK)
-			break;
-		item->index = i;
-		item->descs = 1;
-		domain = item->domain;
-		/* The usual request is one range, in order. */
-		if (!i || !join_item(item - 1, item))
-			item++;
+	for (i = 0; i < nr; i++, desc++) {
+		item = cur ? check_like_last(desc, cur) : NULL;
+		if (!item) {
+			item = cur ? cur + 1 : q->items;
+			status = check_desc(vi, desc, cur ? cur->domain : NULL, item);
+			if (status != VIRTIO_IOMMU_S_OK)
+				break;
+			item->index = i;
+			item->descs = 1;
+			if (cur && join_item(cur, item))
+				continue;
+			joined = !cur;
+		} else if (item == cur) {
+			cur->descs++;
+			continue;
+		} else {
+			item->index = i;
+			item->descs = 1;
+		}
+		cur = item;
 	}
-	*done = flush_items(q, item - q->items, i);
+	*done = cur ? flush_items(q, cur - q->items + 1, i, joined) : 0;
 	up_read(&vi->bind_rwsem);
 
 	return *done < i ? VIRTIO_IOMMU_S_DEVERR : status;

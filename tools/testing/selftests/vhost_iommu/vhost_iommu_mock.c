@@ -830,8 +830,152 @@ TEST_F(vi, bad_descs)
 }
 
 /*
+ * The same after descriptors that are like it, but for addresses, and good: what is
+ * found out once for all of a kind must not hide what is wrong with one.
+ */
+TEST_F(vi, bad_descs_after_alike)
+{
+	unsigned int i, k, found = 0;
+
+	for (i = 0; i < ARRAY_SIZE(bad_descs); i++) {
+		const struct bad_desc *bad = &bad_descs[i];
+		struct virtio_iommu_inv_desc good = bad->desc;
+
+		if (bad->status != S_RANGE && !good.reserved)
+			continue;
+		if (good.scope != VIRTIO_IOMMU_INV_S_RANGE ||
+		    good.domain == DOM_NONE)
+			continue;
+		found++;
+		good.reserved = 0;
+		for (k = 0; k < 2; k++) {
+			/* with a gap before the bad one, and without */
+			start_req(self);
+			good.start = 0;
+			good.last = k ? 0xffff : 0x3fff;
+			if (good.domain == DOM_16)
+				good.last = 0xffff;
+			self->req.desc[self->req.nr++] = good;
+			self->req.desc[self->req.nr++] = bad->desc;
+			good.start = 0x40000;
+			good.last = 0x4ffff;
+			self->req.desc[self->req.nr++] = good;
+			EXPECT_EQ(bad->status,
+				  inv_req_submit(&self->req, &self->vq[0])) {
+				TH_LOG("%s: after one alike", bad->what);
+			}
+			EXPECT_EQ(1, inv_req_done(&self->req));
+			LOG_IS(LOG(), 1, 1);
+		}
+	}
+	EXPECT_LT(8, found);
+}
+
+/*
  * Joining
  */
+
+#define PAGES		2048
+#define ROUNDS		500
+
+/* What one tag has been asked for, or given: leaves, and what leads to them. */
+struct cover {
+	bool leaf[PAGES];
+	bool walk[PAGES];
+};
+
+static void cover(struct cover *c, __u64 first, __u64 nr, bool leaf)
+{
+	for (; nr && first < PAGES; nr--, first++) {
+		c->leaf[first] = true;
+		c->walk[first] |= !leaf;
+	}
+}
+
+/*
+ * [INV-D-31] [INV-D-33] [INV-D-37] Whatever is joined with what: each page that a
+ * descriptor names, and the rest of a leaf that it cuts, is invalidated under its
+ * domain's tag and no other, and so are table entries unless all that is joined
+ * says LEAF.
+ */
+TEST_F(vi, join_random)
+{
+	const unsigned int shifts[] = { 0, 0, 12, 13, 16 };
+	static struct cover want[2], got[2];
+	unsigned int round, seed = 1, i, k, nr, d, shift;
+	const struct mock_log *log;
+	__u64 first, last, at = 0;
+	bool leaf, wide[2];
+
+	for (round = 0; round < ROUNDS; round++) {
+		memset(want, 0, sizeof(want));
+		memset(got, 0, sizeof(got));
+		memset(wide, 0, sizeof(wide));
+		start_req(self);
+		nr = 1 + rand_r(&seed) % (round % 8 ? 12 : 100);
+		d = 0;
+		leaf = false;
+		shift = 0;
+		for (i = 0; i < nr; i++) {
+			/* Mostly like the one before, which is what gets joined. */
+			if (rand_r(&seed) % 16 == 0)
+				d = rand_r(&seed) % 2;
+			if (rand_r(&seed) % 8 == 0)
+				leaf = rand_r(&seed) % 2;
+			if (rand_r(&seed) % 8 == 0)
+				shift = shifts[rand_r(&seed) % ARRAY_SIZE(shifts)];
+			switch (rand_r(&seed) % 8) {
+			case 0:
+				first = rand_r(&seed) % (PAGES - 64);
+				break;
+			case 1 ... 3:
+				first = at % (PAGES - 64);
+				break;
+			default:
+				first = (at + rand_r(&seed) % 4) % (PAGES - 64);
+				break;
+			}
+			last = first + (rand_r(&seed) % 4 ? 0 : rand_r(&seed) % 8);
+			at = last + 1;
+			inv_req_range(&self->req, d ? DOM_B : DOM_A, first << 12,
+				      (last << 12) + 0xfff, shift,
+				      leaf ? LEAF : 0);
+			if (shift) {
+				first &= ~0ULL << (shift - 12);
+				last |= ~(~0ULL << (shift - 12));
+			}
+			cover(&want[d], first, last - first + 1, leaf);
+		}
+		SUBMIT(S_OK, nr);
+
+		log = LOG();
+		for (i = 0; i < log->nr; i++) {
+			for (k = 0; k < log->call[i].num; k++) {
+				const struct iommu_inval_mock_cmd *cmd = &log->call[i].cmd[k];
+
+				ASSERT_TRUE(cmd->tag == TAG_A || cmd->tag == TAG_B);
+				d = cmd->tag == TAG_B;
+				wide[d] |= cmd->op == IOMMU_INVAL_MOCK_OP_ALL;
+				cover(&got[d], wide[d] ? 0 : cmd->start >> 12,
+				      wide[d] ? PAGES : cmd->npages,
+				      cmd->flags & IOMMU_INVAL_MOCK_FLAG_LEAF);
+			}
+		}
+		for (d = 0; d < 2; d++) {
+			for (i = 0; i < PAGES; i++) {
+				ASSERT_TRUE(got[d].leaf[i] == want[d].leaf[i] || wide[d]) {
+					TH_LOG("round %u domain %u page %u: leaf %d, not %d",
+					       round, d, i, got[d].leaf[i],
+					       want[d].leaf[i]);
+				}
+				ASSERT_TRUE(got[d].walk[i] || !want[d].walk[i]) {
+					TH_LOG("round %u domain %u page %u: only leaves",
+					       round, d, i);
+				}
+			}
+		}
+	}
+}
 
 /* [INV-D-37] Ranges that touch or overlap become one, others do not. */
 TEST_F(vi, join_ranges)
