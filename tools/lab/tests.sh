@@ -353,7 +353,7 @@ bench_full() {
 	local -a names options
 
 	need_packages
-	plan $((1 + 20 * ${#wanted[@]}))
+	plan $((1 + 22 * ${#wanted[@]}))
 	build_qemu || die "QEMU was not built"
 	for h in "${wanted[@]}"; do
 		[[ " ${hosts[*]} " == *" $h "* ]] || die "lab bench --full $h: there is no such host" "There are: ${hosts[*]}"
@@ -399,9 +399,9 @@ switches_table() {
 	local mode threads
 
 	printf '%s: strict, one page; per request, one vCPU (instructions counted) and four (not counted)\n' "$1"
-	printf '%-8s %5s %10s %10s %10s %10s %10s %10s\n' "" vCPUs requests "per kick" "descs" "flushes" "worker's" switches
+	printf '%-28s %5s %10s %10s %10s %10s %10s %10s\n' "" vCPUs requests "per kick" "descs" "flushes" "worker's" switches
 	for threads in 1 4; do
-		for mode in worker inline auto; do
+		for mode in worker worker,vhost-poll-us=200 inline auto; do
 			step "$1: $mode, $threads threads"
 			watched_run "$1" "$mode" "$threads" >"$out/watched.out" ||
 				die "dma_bench failed" "$(<"$out/watched.out")"
@@ -412,7 +412,7 @@ switches_table() {
 	printf '\n'
 }
 
-# watched_run HOST MODE THREADS: one thread on one CPU that counts instructions, or several on as many CPUs
+# watched_run HOST MODE[,PROPERTIES] THREADS: one thread on one CPU that counts instructions, or several on as many CPUs
 watched_run() {
 	local -a options=(--smp "$3")
 
@@ -434,7 +434,7 @@ switches_row() {
 		END {
 			if (!requests || !n["kicks"])
 				exit 1
-			printf "%-8s %5d %10d %10.2f %10.2f %10.2f %9.1f%% %10.4f\n", mode, threads, requests,
+			printf "%-28s %5d %10d %10.2f %10.2f %10.2f %9.1f%% %10.4f\n", mode, threads, requests,
 				requests / n["kicks"], n["descs"] / requests, (n["ranges"] + n["wide"]) / requests,
 				100 * (n["worker"] + n["polled"]) / requests, (n["voluntary"] + n["involuntary"]) / requests
 		}' "$3"
@@ -910,7 +910,8 @@ check_guest_groups() {
 declare -A full_formats=([vtd]="x86-64 4 48" [smmuv3]="arm64 4 48")
 declare -A full_options=([vtd]="--env NO_FAULTS=1" [smmuv3]="")
 
-# full STAGE HOST on|off MODE OPTIONS...: the host's devices work in a guest, with vhost=on or off, strict or lazy
+# full STAGE HOST on|off MODE OPTIONS...: the host's devices work in a guest, with vhost=on or off, strict or lazy.
+# guest_load is first: vmm_kill waits for it.
 full() {
 	local stage=$1 host=$2 vhost=$3 mode=$4 formats="guest_formats ${full_formats[$2]}"
 	local -a options programs=(guest_storage guest_network guest_vfio guest_tables)
@@ -920,36 +921,27 @@ full() {
 	options+=(--append "iommu.strict=$([[ $mode == strict ]] && echo 1 || echo 0)")
 	[[ $mode == strict ]] || programs+=(guest_hotplug)
 	vm_programs "$stage-$vhost-$mode" --full "$host" --vhost "$vhost" --viommu stage1=required --edu 2 --timeout 1200 "${options[@]}" "$@" -- \
-		"$formats" "${programs[@]}"
-}
-
-# full_short STAGE HOST: each of vhost=on and off, of strict and lazy, but not all pairs
-full_short() {
-	local rc=0
-
-	full "$1" "$2" on strict || rc=$?
-	full "$1" "$2" off lazy || rc=$?
-	full_kill "$1-kill" "$2" 5 --vhost on || rc=$?
-	return "$rc"
+		"guest_load 5" "$formats" "${programs[@]}"
 }
 
 check_full_vtd() {
-	full_short full-vtd vtd
+	full_kill full-vtd vtd 5
 }
 
 check_full_smmuv3() {
-	full_short full-smmuv3 smmuv3
+	full_kill full-smmuv3 smmuv3 5
 }
 
-# full_long STAGE HOST: the other pairs, and MAP and UNMAP
+# full_long STAGE HOST: what full_kill leaves out, and that MAP and UNMAP work
 full_long() {
 	local rc=0
 
 	full "$1" "$2" on lazy || rc=$?
 	full "$1" "$2" off strict || rc=$?
+	full "$1" "$2" off lazy || rc=$?
 	vm_programs "$1-map-unmap" --full "$2" --viommu stage1=off,num-invalqs=1 --vhost off --timeout 900 -- \
 		guest_storage guest_network || rc=$?
-	full_kill "$1-kill" "$2" 100 --vhost on || rc=$?
+	full_kill "$1-kill" "$2" 100 || rc=$?
 	return "$rc"
 }
 
@@ -969,16 +961,14 @@ check_full_counts_smmuv3() {
 	full_counts smmuv3
 }
 
-# full_kill STAGE HOST TIMES OPTIONS...: guests at work whose QEMU is killed leave nothing, and the next one works
+# full_kill STAGE HOST TIMES: guests at work whose QEMU is killed leave nothing, and all works in the next one
 full_kill() {
 	local stage=$1 host=$2 times=$3 bin
-	shift 3
 
 	select_host "$host"
 	bin=$out/bin$arch_suffix
 	build_programs "$arch" >&2 || die "the test programs were not built"
-	vm_programs "$stage" --full "$host" --append iommu.strict=1 --host-program "$bin/vmm_kill $times" \
-		--timeout $((300 + 150 * times)) "$@" -- "guest_load 5" guest_storage
+	full "$stage" "$host" on strict --host-program "$bin/vmm_kill $times" --timeout $((1200 + 150 * times))
 }
 
 # With vhost=on, QEMU sees no invalidation, and vhost-iommu each one that the guest has counted.
