@@ -466,7 +466,7 @@ lab_profile() {
 	((rc == 0)) || kill "$taker" 2>/dev/null
 	wait "$taker" || die "there is no trace" "$(<"$log.out")"
 	rm -f "$sock"
-	"$lab/profile" count --arch "$arch" --trace "$log.insns" --build "$kernel_build" --kallsyms "$log.log.copies"
+	"$lab/profile" count --arch "$arch" --trace "$log.insns" --build "$kernel_build" --kallsyms "$log.log.copies" --inside "${INSIDE:-}"
 	rm -f "$log.insns"
 }
 
