@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,25 +18,35 @@
 #include "../../vhost_iommu/lib/edu.h"
 #include "user.h"
 
-/* The one that is @wanted, or the first one that is not @other. */
-static int find_edu(char *name, size_t size, const char *wanted, const char *other)
+/*
+ * The one that is @wanted, or the one before which there are @skip, of those that
+ * are not @other. Returns how many there are before it, or all if it is not there.
+ */
+static unsigned int find_edu(char *name, size_t size, const char *wanted,
+			     const char *other, unsigned int skip)
 {
 	struct dirent **list;
-	int i, nr, ret = -ENODEV;
+	unsigned int before = 0;
+	bool found = false;
+	int i, nr;
 
+	*name = 0;
 	nr = scandir(SYSFS_PCI, &list, NULL, alphasort);
 	for (i = 0; i < nr; i++) {
-		if (ret && edu_is(list[i]->d_name) &&
+		if (!found && edu_is(list[i]->d_name) &&
 		    (!wanted || !strcmp(wanted, list[i]->d_name)) &&
 		    (!other || strcmp(other, list[i]->d_name))) {
-			snprintf(name, size, "%.15s", list[i]->d_name);
-			ret = 0;
+			found = before == skip;
+			if (found)
+				snprintf(name, size, "%.15s", list[i]->d_name);
+			else
+				before++;
 		}
 		free(list[i]);
 	}
 	if (nr >= 0)
 		free(list);
-	return ret;
+	return before;
 }
 
 static int says(int ret, const char *what)
@@ -80,11 +91,10 @@ static int take(struct user *user)
 int user_open(struct user *user)
 {
 	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
-	int ret;
 
-	ret = find_edu(user->name, sizeof(user->name), getenv("GUEST_EDU"), NULL);
-	if (ret)
-		return says(ret, "edu device");
+	find_edu(user->name, sizeof(user->name), getenv("GUEST_EDU"), NULL, 0);
+	if (!*user->name)
+		return says(-ENODEV, "edu device");
 	user->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	if (user->iommufd < 0)
 		return says(-errno, "/dev/iommu");
@@ -94,13 +104,18 @@ int user_open(struct user *user)
 	return take(user);
 }
 
-int user_join(struct user *user, const struct user *first)
+unsigned int user_others(const struct user *first)
 {
-	int ret;
+	char name[sizeof(first->name)];
 
-	ret = find_edu(user->name, sizeof(user->name), NULL, first->name);
-	if (ret)
-		return ret;
+	return find_edu(name, sizeof(name), NULL, first->name, UINT_MAX);
+}
+
+int user_join(struct user *user, const struct user *first, unsigned int number)
+{
+	find_edu(user->name, sizeof(user->name), NULL, first->name, number);
+	if (!*user->name)
+		return says(-ENODEV, "another edu device");
 	user->iommufd = dup(first->iommufd);
 	if (user->iommufd < 0)
 		return says(-errno, "dup");

@@ -34,8 +34,10 @@ struct user {
  * was opened is closed when the program ends.
  */
 int user_open(struct user *user);
-/* Takes another edu, which reaches what @first reaches. -ENODEV if there is none. */
-int user_join(struct user *user, const struct user *first);
+/* How many edus there are beside that of @first */
+unsigned int user_others(const struct user *first);
+/* Takes one of these, counted from 0, which reaches what @first reaches. */
+int user_join(struct user *user, const struct user *first, unsigned int number);
 void user_close(struct user *user);
 
 int user_map(struct user *user, void *va, __u64 iova, size_t size);
