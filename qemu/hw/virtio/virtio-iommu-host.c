@@ -36,6 +36,7 @@
 #include "qemu/reserved-region.h"
 #include "qapi/error.h"
 #include "hw/pci/pci.h"
+#include "hw/pci/pci_bus.h"
 #include "migration/blocker.h"
 #include "system/address-spaces.h"
 #include "system/iommufd.h"
@@ -301,6 +302,13 @@ static bool can_have_tables(VirtIOIOMMUHost *h, HostIOMMUDevice *hiod,
     if (!idev) {
         error_setg(errp, "it is assigned without iommufd (-object iommufd,"
                    "id=iommufd0 -device vfio-pci,iommufd=iommufd0,...)");
+        return false;
+    }
+    /* Other buses may have no number yet */
+    if (pci_bus_is_root(h->sdev->bus) &&
+        PCI_BUILD_BDF(pci_bus_num(h->sdev->bus), h->sdev->devfn) ==
+        h->s->map_endpoint) {
+        error_setg(errp, "x-map-endpoint names it");
         return false;
     }
     if (!own_id) {

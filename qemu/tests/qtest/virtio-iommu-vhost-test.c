@@ -2034,6 +2034,20 @@ static void test_host_shared_id(void)
     expect_error(args, "devices share a requester ID");
 }
 
+/* What x-map-endpoint names has no tables, though the host could. */
+static void test_host_map_endpoint(void)
+{
+    g_autofree char *args = g_strdup_printf(
+        "virtio-iommu-pci,stage1=required,x-map-endpoint=%u "
+        "-object iommufd,id=iommufd0,fd=%d "
+        "-device vfio-pci,id=vfio0,bus=pcie.0,addr=1d,fd=%d,iommufd=iommufd0,"
+        "rombar=0",
+        0x1d << 3, fake.iommufds[0], fake.devices[0].file);
+
+    fake_reset_host(false);
+    expect_error(args, "x-map-endpoint names it");
+}
+
 typedef struct Test {
     const char *name;
     void (*fn)(void);
@@ -2083,6 +2097,7 @@ int main(int argc, char **argv)
         { "host/required", test_host_required, .host = true },
         { "host/cannot", test_host_cannot, .host = true },
         { "host/shared-id", test_host_shared_id, .host = true },
+        { "host/map-endpoint", test_host_map_endpoint, .host = true },
     };
     int i;
 
