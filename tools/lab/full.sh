@@ -13,10 +13,28 @@ port_trace=/dev/vport0p4   # and its trace events
 port_copies=/dev/vport0p5  # files of the host's VM
 # The endpoints that the guest gets are at this slot of the root bus and those after it.
 passed_slot=16
+# In the guest, the first edu device is at the slot after this one.
+edu_slot=23
 
 # passed_address NUMBER: of the endpoint with this number, in the host
 passed_address() {
 	printf '0000:00:%x.0' $((passed_slot + $1))
+}
+
+# is_emulated ID: this endpoint of a guest is not one of a host
+is_emulated() {
+	[[ ! $full || ,$emulated, == *,$1,* ]]
+}
+
+# passed_number ID: of an endpoint, among those that the guest gets
+passed_number() {
+	local id number=0
+
+	for id in $(seq -f edu%g "$edus") fs raw nic0 nic1; do
+		[[ $id != "$1" ]] || break
+		is_emulated "$id" || number=$((number + 1))
+	done
+	echo "$number"
 }
 
 # The QEMU that runs in the host: from the same sources as the one that runs the host
@@ -41,6 +59,7 @@ put_into_host() {
 	local kernel_work=${host_work:-$kernel_work} inside=$dir/host$guest_place at=$dir console=$dir/console_host smp=$((icount ? 1 : 2)) mem=2G file item number=0
 	local guest_qemu=("$guest_place/qemu" "${options[@]}")
 
+	[[ $host_kernel != debug ]] || mem=3G
 	: >"$console"
 	[[ ! $log ]] || rm -f "$log".{host,trace,copies}
 	mkdir -p "$inside"
@@ -66,6 +85,9 @@ put_into_host() {
 	for item in "${passed[@]}"; do
 		word p "$item"
 	done
+	for item in "${host_files[@]}"; do
+		word s "$item"
+	done
 	if [[ ${host_program:-} ]]; then
 		mkdir -p "$dir/host/bin"
 		cp "${host_program[0]}" "$dir/host/bin/"
@@ -88,6 +110,7 @@ put_into_host() {
 	choose_properties
 	options=(-no-reboot -device virtio-serial-pci)
 	append=("${host_appends[@]}")
+	[[ $host_kernel != debug || $arch != x86 ]] || append+=(no5lvl)
 	machine_options
 	emulation_options
 	for item in console '' qemu_says trace copies; do

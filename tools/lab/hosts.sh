@@ -216,6 +216,8 @@ last_value() {
 # The expander's first bus, and how many it has.
 pxb_bus=64
 pxb_buses=16
+# What is behind its port, in PCI's second domain
+pxb_endpoint=0001:$(printf %x $((pxb_bus + 1))):00.0
 
 # dt_cells DTB NODE PROPERTY: sets cells, an array of numbers
 dt_cells() {

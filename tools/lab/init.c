@@ -13,6 +13,7 @@
  *   w PATH=VALUE          write a file (sysctl, debugfs)
  *   b                     bind every edu device to vfio-pci
  *   p ADDRESS             bind this PCI device to vfio-pci
+ *   s PATH=BYTES          make a file of this size
  *   e NAME=VALUE          set an environment variable
  *   a ARGUMENT            append to the next program's command line; the first is its path
  *   t ARGUMENT            the same, and @ in it stands for the rate of the TSC in kHz
@@ -344,6 +345,20 @@ static char *with_tsc_khz(char *text)
 	return out;
 }
 
+static void make_file(char *path)
+{
+	char *size = strchr(path, '=');
+	int fd;
+
+	if (size)
+		*size++ = 0;
+	fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0 || ftruncate(fd, size ? atoll(size) : 0))
+		report("failed file %s: %s", path, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
 static void obey(char *word, char **argv, int *argc)
 {
 	char *value = word + 1;
@@ -381,6 +396,9 @@ static void obey(char *word, char **argv, int *argc)
 		break;
 	case 'p':
 		bind_to_vfio(value);
+		break;
+	case 's':
+		make_file(value);
 		break;
 	case 'e':
 		putenv(value);

@@ -5,10 +5,12 @@
 
 # lab run [OPTIONS] PROGRAM [ARGUMENTS] [--then PROGRAM [ARGUMENTS]]...
 lab_run() {
+	# what is built for the VM leaves the caller's tree selected
+	local work_name=$work_name
 	local kernel=lab kernel_work=$work_name limit= icount= smp= mem= edus=1 log= hugepages= leaks= quiet=
 	local append=() environment=() files=() qemu_args=() writes=() modules=() trace=
 	local vtd='' smmu='' smmus=1 erratum='' host=vtd viommu='' qemu=ours reboots='' attend=()
-	local full='' vhost='' host_kernel='' host_work='' host_appends=() host_writes=() host_copies=() host_qemu_args=() host_devices=() passed=()
+	local full='' vhost='' emulated='' host_files=() host_kernel='' host_work='' host_appends=() host_writes=() host_copies=() host_qemu_args=() host_devices=() passed=()
 	local host_program=() vendor=''
 	local dir script argument first program rc=0 status line at console trace_file
 
@@ -19,6 +21,7 @@ lab_run() {
 		--full) full=$2; shift ;;
 		--vhost) vhost=$2; shift ;;
 		--vendor) vendor=1 ;;
+		--emulated) emulated=$2; shift ;;
 		--host-work) host_work=$2; shift ;;
 		--host-kernel) host_kernel=$2; shift ;;
 		--host-append) host_appends+=("$2"); shift ;;
@@ -87,8 +90,9 @@ lab_run() {
 		word w "$argument"
 	done
 	word b ''
-	# what guest_hotplug plugs in: the drive "raw", which comes after the edu devices and "fs"
-	[[ ! $full ]] || environment+=("GUEST_PLUG=\"driver\": \"vfio-pci\", \"iommufd\": \"iommufd0\", \"host\": \"$(passed_address $((edus + 1)))\"")
+	# what guest_hotplug plugs in: the drive "raw"
+	[[ ! $full ]] || is_emulated raw ||
+		environment+=("GUEST_PLUG=\"driver\": \"vfio-pci\", \"iommufd\": \"iommufd0\", \"host\": \"$(passed_address "$(passed_number raw)")\"")
 	for argument in "${environment[@]}"; do
 		[[ $argument == *=* ]] || die "--env wants NAME=VALUE, not '$argument'"
 		word e "$argument"
@@ -291,13 +295,20 @@ guest_words() {
 # The endpoints of a guest: a drive with a file system, a drive without and a NIC behind ports, from
 # which they can be pulled out, and another NIC, to which the first one is connected.
 add_endpoints() {
-	local name
+	local name image backend
 	local -a backends=()
 
 	attend=("$lab/attend" --findings "$dir/findings" ${full:+--inner} "${attend[@]}")
 	for name in fs raw; do
-		truncate -s 128M "$dir/$name.img"
-		backends+=(-blockdev "driver=raw,node-name=$name,file.driver=file,file.filename=$dir/$name.img,cache.no-flush=on")
+		image=$dir/$name.img
+		truncate -s 128M "$image"
+		backend=driver=raw,node-name=$name,file.driver=file,cache.no-flush=on,file.filename=
+		if [[ $full ]] && is_emulated "$name"; then
+			host_files+=("/tmp/$name.img=$(stat -c %s "$image")")
+			options+=(-blockdev "$backend/tmp/$name.img")
+		else
+			backends+=(-blockdev "$backend$image")
+		fi
 	done
 	/sbin/mke2fs -q -t ext4 -F "$dir/fs.img" || die "no file system could be made on $dir/fs.img"
 	backends+=(-netdev "hubport,id=net0,hubid=0" -netdev "hubport,id=net1,hubid=0")
@@ -314,45 +325,46 @@ add_endpoints() {
 	add_endpoint e1000e,netdev=net1,mac=52:54:00:00:00:02,romfile= id=nic1
 }
 
-# add_endpoint DEVICE PROPERTIES: it is emulated, for the host of a full stack if there is one. Then the guest
-# gets it from there. The properties say what it is and where in the guest.
+# add_endpoint DEVICE id=ID[,PROPERTIES] [AT]: it is emulated, for the host of a full stack if there is one. Then
+# the guest gets it from there, unless --emulated names it. The properties say what it is and where in the guest;
+# AT is where it is in the host.
 add_endpoint() {
-	local number=${#passed[@]}
+	local number=${#passed[@]} id=${2#id=} at=${3:-}
 
-	if [[ $full ]]; then
-		passed+=("$(passed_address "$number")")
-		host_devices+=(-device "$1,bus=pcie.0,addr=$(printf %x $((passed_slot + number)))")
-		options+=(-device "vfio-pci,host=${passed[number]},iommufd=iommufd0,$2")
-	else
+	if is_emulated "${id%%,*}"; then
 		options+=(-device "$1,$2")
+		return
 	fi
+	passed+=("$([[ $at ]] && echo "$pxb_endpoint" || passed_address "$number")")
+	host_devices+=(-device "$1,${at:-bus=pcie.0,addr=$(printf %x $((passed_slot + number)))}")
+	options+=(-device "vfio-pci,host=${passed[number]},iommufd=iommufd0,$2")
 }
 
-# The last edu device is behind the last IOMMU. Only bridges can be plugged into the expander.
+# The last edu device is behind the last IOMMU. Only bridges can be plugged into the expander. In a guest, edu
+# devices are at fixed places, so that tests can name them.
 add_devices() {
-	local number edu=edu,dma_mask=0xffffffffffff
+	local number edu=edu,dma_mask=0xffffffffffff second
 
 	[[ ! $host_is_guest || ! $full ]] || options+=(-object iommufd,id=iommufd0)
 	options+=(-device "$host_iommu,id=iommu0${host_bus:+,primary-bus=$host_bus},$host_properties")
-	if ((smmus > 1)); then
+	if [[ ! $host_is_guest ]] && ((smmus > 1)); then
 		options+=(-device "pxb-pcie,id=pxb,bus_nr=$pxb_bus,bus=$host_bus"
 			-device "$host_iommu,id=iommu1,primary-bus=pxb,$host_properties"
 			-device "pcie-root-port,id=pxb_port,bus=pxb,chassis=1")
 	fi
 	for ((number = 1; number <= edus; number++)); do
-		if ((number == edus && smmus > 1)); then
-			options+=(-device "$edu,bus=pxb_port")
-		elif [[ $host_is_guest ]]; then
-			add_endpoint "$edu" bus=pcie.0
+		second=$( ((number == edus && smmus > 1)) && echo bus=pxb_port || true)
+		if [[ $host_is_guest ]]; then
+			add_endpoint "$edu" "id=edu$number,bus=pcie.0,addr=$(printf %x $((edu_slot + number)))" "$second"
 		else
-			options+=(-device "$edu,bus=pcie.0")
+			options+=(-device "$edu,${second:-bus=pcie.0}")
 		fi
 	done
 }
 
 # The device tree that QEMU makes for these options, and what it leaves out.
 edit_device_tree() {
-	"$dir/qemu" "${options[@]}" -machine "dumpdtb=$dir/dtb" >"$dir/dtb.log" 2>&1 </dev/null || true
+	"$dir/qemu" "${options[@]}" ${full:+-chardev null,id=attend} -machine "dumpdtb=$dir/dtb" >"$dir/dtb.log" 2>&1 </dev/null || true
 	[[ -s $dir/dtb ]] || die "QEMU did not write its device tree" "$(<"$dir/dtb.log")"
 	((smmus == 1)) || add_second_smmu "$dir/dtb"
 	[[ ! $erratum ]] || add_erratum "$dir/dtb"
@@ -371,14 +383,15 @@ check_run_options() {
 		[[ ! $vendor || $full == vtd ]] || die "lab run --vendor: only for --full vtd" \
 			"QEMU 10.2 has no emulated SMMU for devices of the host."
 		[[ ! $vendor || ! $vhost$viommu ]] || die "lab run --vendor: this guest has no virtio-iommu"
-		[[ $smmus == 1 && ! $erratum ]] || die "lab run --full has one SMMU, without the erratum"
+		[[ ! $erratum ]] || die "lab run --full has no SMMU with the erratum"
+		[[ $emulated =~ ^((edu[0-9]+|raw)(,|$))*$ ]] || die "lab run --emulated: edu1, edu2, ... and raw, not $emulated"
 		[[ ${host_kernel:=lab} == lab || $host_kernel == debug ]] ||
 			die "lab run --host-kernel $host_kernel: there is no such kernel" "There are lab and debug."
 		[[ ! ${host_program:-} || -x ${host_program[0]} ]] ||
 			die "lab run --host-program: there is no program ${host_program[0]}"
 	else
 		[[ ! $vendor ]] || die "lab run --vendor is for --full"
-		for option in vhost host-work=host_work host-kernel=host_kernel host-append=host_appends host-write=host_writes \
+		for option in vhost emulated host-work=host_work host-kernel=host_kernel host-append=host_appends host-write=host_writes \
 			host-copy=host_copies host-qemu-arg=host_qemu_args host-program=host_program; do
 			name=${option#*=}
 			[[ ! ${!name:-} ]] || die "lab run --${option%=*} is for --full" "Say --full vtd or --full smmuv3."
