@@ -17,11 +17,14 @@ vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
 	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups guest_granules peers peers_arm64
-	guest_long guest_long_arm64 full_vtd full_smmuv3 full_counts_vtd full_counts_smmuv3
+	guest_long guest_long_arm64 full_vtd full_smmuv3 full_stock_vtd full_stock_smmuv3 full_mixed_vtd full_mixed_smmuv3
+	full_smmuv3_two full_modes_vtd full_modes_smmuv3 full_debug_vtd full_debug_smmuv3 full_counts_vtd full_counts_smmuv3
 	full_switches_vtd full_switches_smmuv3 full_long_vtd full_long_smmuv3)
 long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_granules guest_splats
-	peers peers_arm64 guest_long guest_long_arm64 full_trees full_counts_vtd full_counts_smmuv3
-	full_switches_vtd full_switches_smmuv3 full_bytes full_long_vtd full_long_smmuv3 full_splats)
+	peers peers_arm64 guest_long guest_long_arm64 full_trees full_stock_vtd full_stock_smmuv3
+	full_mixed_vtd full_mixed_smmuv3 full_smmuv3_two full_modes_vtd full_modes_smmuv3 full_counts_vtd full_counts_smmuv3
+	full_switches_vtd full_switches_smmuv3 full_bytes full_debug_vtd full_debug_smmuv3 full_long_vtd full_long_smmuv3
+	full_splats)
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -553,11 +556,19 @@ check_guest_trees() {
 	build_trees guest-debug guest-debug-arm64 guest-16k-arm64 guest-64k-arm64
 }
 
-# What runs in the host of a full stack
+# What runs in the host of a full stack, and as such
 check_full_trees() {
-	tap_plan 2
+	tap_plan 4
 	tap_loud "the static QEMU for x86" build_qemu_static x86
 	tap_loud "the static QEMU for arm64" build_qemu_static arm64
+	tap_loud "the guest kernel without anything of ours" build_stock guest
+	tap_loud "the guest-arm64 kernel without anything of ours" build_stock guest-arm64
+}
+
+build_stock() {
+	local work_name=$stock
+
+	build_linux "$1"
 }
 
 build_trees() {
@@ -911,18 +922,203 @@ check_guest_groups() {
 declare -A full_formats=([vtd]="x86-64 4 48" [smmuv3]="arm64 4 48")
 declare -A full_options=([vtd]="--env NO_FAULTS=1" [smmuv3]="")
 
-# full STAGE HOST on|off MODE OPTIONS...: the host's devices work in a guest, with vhost=on or off, strict or lazy.
-# guest_load is first: vmm_kill waits for it.
-full() {
-	local stage=$1 host=$2 vhost=$3 mode=$4 formats="guest_formats ${full_formats[$2]}"
-	local -a options programs=(guest_storage guest_network guest_vfio guest_tables)
+# full_run STAGE HOST on|off MODE OPTIONS... -- PROGRAM...: in a guest with the host's devices, with vhost=on or off,
+# strict or lazy
+full_run() {
+	local stage=$1 host=$2 vhost=$3 mode=$4
+	local -a options
 	shift 4
 
 	read -r -a options <<<"${full_options[$host]}"
 	options+=(--append "iommu.strict=$([[ $mode == strict ]] && echo 1 || echo 0)")
-	[[ $mode == strict ]] || programs+=(guest_hotplug)
-	vm_programs "$stage-$vhost-$mode" --full "$host" --vhost "$vhost" --viommu stage1=required --edu 2 --timeout 1200 "${options[@]}" "$@" -- \
-		"guest_load 5" "$formats" "${programs[@]}"
+	vm_programs "$stage-$vhost-$mode" --full "$host" --vhost "$vhost" --viommu stage1=required --edu 2 --timeout 1200 \
+		"${options[@]}" "$@"
+}
+
+# full STAGE HOST on|off MODE OPTIONS...: the host's devices work in a guest. guest_load is first: vmm_kill waits for it.
+full() {
+	local -a programs=("guest_load 5" "guest_formats ${full_formats[$2]}" guest_storage guest_network guest_vfio guest_tables)
+
+	[[ $4 == strict ]] || programs+=(guest_hotplug)
+	full_run "$@" -- "${programs[@]}"
+}
+
+# bound_as FORMAT TRACE: each table was bound for invalidations in this one, generic=1 or that of the vendor, generic=0
+bound_as() {
+	awk -v format="$1" '/virtio_iommu_host_bind / { all++; good += $NF == format }
+		END { print good + 0, "of", all + 0, "are", format; exit !(all && good == all) }' "$2"
+}
+
+# On a kernel without anything of ours, QEMU translates invalidations into the vendor's format.
+full_stock() {
+	local h=$1 stage=full-stock-$1 mode rc=0
+
+	for mode in strict lazy; do
+		full "$stage" "$h" off "$mode" --host-work "$stock" --trace virtio_iommu_host_bind || rc=$?
+	done
+	tap_plan 3
+	for mode in strict lazy; do
+		tap_run "$mode: QEMU has invalidated in the vendor's format" bound_as generic=0 "$results/$stage-off-$mode.console.trace"
+	done
+	tap_run "vhost=on says what this kernel lacks" vhost_missing "$stage-on" "$h" "$stock"
+	return "$rc"
+}
+
+check_full_stock_vtd() {
+	full_stock vtd
+}
+
+check_full_stock_smmuv3() {
+	full_stock smmuv3
+}
+
+# vhost_missing STAGE HOST KERNEL: QEMU ends, and says why and what to do
+vhost_missing() {
+	local said=$results/$1.said text
+
+	if vm_programs "$1" --full "$2" --vhost on --host-work "$3" --timeout 600 -- guest_storage >"$said" 2>&1; then
+		echo "the guest has run"
+		return 1
+	fi
+	for text in "vhost=on: Could not open '/dev/vhost-iommu': No such file or directory" "use vhost=off" \
+		"the guest's QEMU has ended with status 1"; do
+		grep -q -F -- "$text" "$said" || { echo "it does not say: $text"; tail -n 20 "$said"; return 1; }
+	done
+}
+
+# together TRACE ENDPOINT ENDPOINT: have these two been in one domain with a table at a time? By requests for it: what
+# an endpoint was in before, it leaves.
+together() {
+	awk -v a="$2" -v b="$3" '
+		function value(name, text) {
+			text = $0
+			return sub(".* " name "=", "", text) ? text + 0 : ""
+		}
+		/virtio_iommu_(attach|detach|attach_table|detach_table) / && value("status") + 0 == 0 {
+			endpoint = value("endpoint")
+			in_table[endpoint] = /virtio_iommu_attach_table / ? value("domain") : ""
+			met += in_table[a] != "" && in_table[a] == in_table[b]
+		}
+		END { exit !met }' "$1" && return
+	echo "by $1, endpoints $2 and $3 were in no domain together"
+	return 1
+}
+
+# The requester IDs of a guest'"'"'s edu devices
+edu_rid() {
+	echo $(((edu_slot + $1) << 3))
+}
+
+# Devices of the host, emulated ones and one without tables behind one virtio-iommu; one drive is of the host, the
+# other one is not, or both are. guest_vfio has them all reach the same, with an emulated device (strict) or one of the
+# host (lazy) to begin with. Emulated devices take tables with larger addresses than the host's may: these can share
+# a domain of theirs only if it was made for one of the host.
+full_mixed() {
+	local h=$1 stage=full-mixed-$1 map run rc=0
+	local -a programs options=(--edu 3 --trace 'virtio_iommu_*tach*')
+
+	map=x-map-endpoint=$(edu_rid 3)
+	programs=("guest_formats ${full_formats[$h]} $(printf '0000:00:%x.0' $((edu_slot + 3)))" guest_storage guest_network
+		guest_vfio guest_tables)
+	# the one without tables is the host's
+	full_run "$stage" "$h" on strict "${options[@]}" --emulated edu1,raw --viommu "stage1=on,$map" -- \
+		"${programs[@]}" || rc=$?
+	full_run "$stage" "$h" off strict "${options[@]}" --emulated edu1,edu3,raw --viommu "stage1=required,$map" -- \
+		"${programs[@]}" || rc=$?
+	full_run "$stage" "$h" on lazy "${options[@]}" --emulated edu2,edu3,raw --viommu "stage1=required,$map" -- \
+		"${programs[@]}" guest_hotplug || rc=$?
+	full_run "$stage" "$h" off lazy "${options[@]}" --emulated edu2 --viommu "stage1=on,$map" -- \
+		"${programs[@]}" guest_hotplug || rc=$?
+	tap_plan 2
+	for run in on-lazy off-lazy; do
+		tap_run "$run: a device of the host and an emulated one have shared a domain" \
+			together "$results/$stage-$run.console.trace" "$(edu_rid 1)" "$(edu_rid 2)"
+	done
+	return "$rc"
+}
+
+check_full_mixed_vtd() {
+	full_mixed vtd
+}
+
+check_full_mixed_smmuv3() {
+	full_mixed smmuv3
+}
+
+# Two devices of a guest, each behind an SMMU of its own, in domains of their own and in one for both: an invalidation
+# of that is for two SMMUs. QEMU's machines for x86 have one VT-d.
+check_full_smmuv3_two() {
+	local stage=full-smmuv3-two formats="guest_formats ${full_formats[smmuv3]}" rc=0
+	local -a options=(--smmus 2 --trace 'virtio_iommu_*tach*' --qemu-arg -trace --qemu-arg virtio_iommu_host_can)
+
+	full_run "$stage" smmuv3 on strict "${options[@]}" -- "$formats" guest_storage guest_vfio guest_tables || rc=$?
+	full_run "$stage" smmuv3 off lazy "${options[@]}" -- "$formats" guest_storage guest_vfio guest_tables || rc=$?
+	tap_plan 4
+	for stage in $stage-on-strict $stage-off-lazy; do
+		tap_run "$stage: a device is behind the second SMMU" grep -q "virtio_iommu_host_can $pxb_endpoint: " \
+			"$results/$stage.console.trace"
+		tap_run "$stage: devices behind two SMMUs have shared a domain" together "$results/$stage.console.trace" \
+			"$(edu_rid 1)" "$(edu_rid 2)"
+	done
+	return "$rc"
+}
+
+# Each way by which the host's kernel serves the queues
+full_modes() {
+	local h=$1 stage=full-modes-$1 mode rc=0
+
+	for mode in worker inline auto; do
+		full_run "$stage-$mode" "$h" on strict --viommu "stage1=required,vhost-mode=$mode" \
+			--host-write "$events/vhost_iommu_request/enable=1" \
+			--host-write /sys/kernel/tracing/buffer_size_kb=16384 --host-copy /sys/kernel/tracing/trace -- \
+			"guest_formats ${full_formats[$h]}" guest_storage guest_vfio || rc=$?
+	done
+	tap_plan 3
+	for mode in worker inline auto; do
+		tap_run "$mode: it is who has served the queues" served "$mode" "$results/$stage-$mode-on-strict.console.copies"
+	done
+	return "$rc"
+}
+
+# served MODE TRACE: the worker alone, or mostly the threads that kick
+served() {
+	awk -v mode="$1" '/ vhost_iommu_request: / { by[$NF]++ }
+		END {
+			worker = by["by=worker"] + 0
+			inline = by["by=inline"] + 0
+			print worker, "requests by the worker,", inline, "inline"
+			exit mode == "worker" ? !worker || inline : worker >= inline
+		}' "$2"
+}
+
+check_full_modes_vtd() {
+	full_modes vtd
+}
+
+check_full_modes_smmuv3() {
+	full_modes smmuv3
+}
+
+# The host has a debug kernel.
+full_debug() {
+	local h=$1 stage=full-debug-$1 mode rc=0
+	local -a options=(--host-kernel debug --timeout 4800)
+
+	full_kill "$stage-inline" "$h" 5 "${options[@]}" --viommu stage1=required,vhost-mode=inline || rc=$?
+	full "$stage-worker" "$h" on strict "${options[@]}" --viommu stage1=required,vhost-mode=worker || rc=$?
+	tap_plan 2
+	for mode in inline worker; do
+		tap_run "$mode: no splat in the host" "$lab/splat" "$results/$stage-$mode-on-strict.console.host"
+	done
+	return "$rc"
+}
+
+check_full_debug_vtd() {
+	full_debug vtd
+}
+
+check_full_debug_smmuv3() {
+	full_debug smmuv3
 }
 
 check_full_vtd() {
@@ -939,10 +1135,12 @@ full_long() {
 
 	full "$1" "$2" on lazy || rc=$?
 	full "$1" "$2" off strict || rc=$?
-	full "$1" "$2" off lazy || rc=$?
+	full "$1" "$2" off lazy --trace virtio_iommu_host_bind || rc=$?
 	vm_programs "$1-map-unmap" --full "$2" --viommu stage1=off,num-invalqs=1 --vhost off --timeout 900 -- \
 		guest_storage guest_network || rc=$?
 	full_kill "$1-kill" "$2" 100 || rc=$?
+	tap_plan 1
+	tap_run "QEMU has invalidated in the generic format" bound_as generic=1 "$results/$1-off-lazy.console.trace"
 	return "$rc"
 }
 
@@ -962,14 +1160,15 @@ check_full_counts_smmuv3() {
 	full_counts smmuv3
 }
 
-# full_kill STAGE HOST TIMES: guests at work whose QEMU is killed leave nothing, and all works in the next one
+# full_kill STAGE HOST TIMES OPTIONS...: guests at work whose QEMU is killed leave nothing, and all works in the next one
 full_kill() {
 	local stage=$1 host=$2 times=$3 bin
+	shift 3
 
 	select_host "$host"
 	bin=$out/bin$arch_suffix
 	build_programs "$arch" >&2 || die "the test programs were not built"
-	full "$stage" "$host" on strict --host-program "$bin/vmm_kill $times" --timeout $((1200 + 150 * times))
+	full "$stage" "$host" on strict --host-program "$bin/vmm_kill $times" --timeout $((1200 + 150 * times)) "$@"
 }
 
 # With vhost=on, QEMU sees no invalidation, and vhost-iommu each one that the guest has counted.
