@@ -63,9 +63,11 @@
 
 /*
  * What one turn of a queue may cost. A request costs one, and one for each
- * descriptor that is read and for each entry that an IOMMU is given.
+ * descriptor that is read and for each entry that an IOMMU is given; and one for
+ * so many descriptors of the ring, which may be of any length, even 0.
  */
 #define VHOST_IOMMU_BUDGET		1024
+#define VHOST_IOMMU_CHAIN_PER_COST	4
 
 /* The same for a thread that has something else to do. */
 #define VHOST_IOMMU_BUDGET_INLINE	128
@@ -690,7 +692,8 @@ static int serve_request(struct vhost_iommu_vq *q, unsigned int out,
 	unsigned int nr;
 	u32 done = 0;
 
-	q->cost += 1 + len / sizeof(req->descs[0]);
+	q->cost += 1 + len / sizeof(req->descs[0]) +
+		   vq->chain_len / VHOST_IOMMU_CHAIN_PER_COST;
 	if (!readable || writable < sizeof(tail) ||
 	    writable > VHOST_IOMMU_TAIL_MAX)
 		return 0;
