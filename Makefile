@@ -20,6 +20,7 @@ help:
 	@echo '  check          the tests that need no VM'
 	@echo '  test-long      tests that take too long for every day'
 	@echo '  bench          cost of an invalidation, in instructions'
+	@echo '  flood          what a guest that posts the largest requests without pause does to others'
 	@echo '  linux          make the Linux tree and build the kernels, for x86 and arm64'
 	@echo '  linux-debug    the same, with KASAN, lockdep and other checkers'
 	@echo '  qemu           make the QEMU tree and build it'
@@ -30,7 +31,7 @@ help:
 	@echo '  clean          remove what was built in this checkout (build/)'
 	@echo '  distclean      remove the cache as well: downloads, trees, kernels, QEMU'
 	@echo 'Variables:'
-	@echo '  HOST=vtd|smmuv3            demo, bench, linux: only this host, x86 with VT-d or arm64 with SMMUv3'
+	@echo '  HOST=vtd|smmuv3            demo, bench, flood, linux: only this host, x86 with VT-d or arm64 with SMMUv3'
 	@echo '                             (default: both)'
 	@echo '  GUEST=1 [ARCH=x86|arm64]   demo: a guest with virtio-iommu at work, and what it asks of its IOMMU'
 	@echo '                             bench: cost of dma_map and dma_unmap in a guest, and on a host'
@@ -43,8 +44,8 @@ help:
 	@echo '  VHOST_IOMMU_DROP=1         make demo without the kick: it must fail'
 	@echo 'The lab has more: tools/lab/lab help'
 
-.PHONY: demo test check test-long bench qemu spec clean distclean
-test check test-long qemu spec clean distclean:
+.PHONY: demo test check test-long bench flood qemu spec clean distclean
+test check test-long flood qemu spec clean distclean:
 	@$(LAB) $@
 demo bench:
 	@$(LAB) $@ $(if $(GUEST),--guest $(if $(filter command line,$(origin ARCH)),$(ARCH)),$(if $(FULL),$(full_$@)))

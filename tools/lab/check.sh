@@ -337,7 +337,8 @@ check_lab() {
 neutral_words='vt-?d|dmar|intel|smmu|\bamd\b|x86|\barm|aarch64|\basid\b|hw_info'
 
 # Nothing here may tell one vendor from another: not in code, not in words.
-neutral_files=(tools/vhost-iommu/demo.c tools/vhost-iommu/bench.c drivers/vhost/iommu.c
+neutral_files=(tools/vhost-iommu/demo.c tools/vhost-iommu/bench.c tools/vhost-iommu/flood.{c,h} tools/vhost-iommu/flood_guest.c
+	drivers/vhost/iommu.c
 	tools/testing/selftests/vhost_iommu/lib/{vmm,vq,vhost_iommu,record}.{c,h})
 
 # has_no_vendor FILE

@@ -12,7 +12,7 @@ vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug
 	iommufd_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
 	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups full_trees full_vtd full_smmuv3
 	demo demo_drop bench splats full_splats)
-# Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo and bench
+# Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo, bench and flood
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
@@ -88,7 +88,7 @@ lab_stage() {
 
 # --- programs that run in the VM ---
 
-# build_programs ARCH: selftests (ours and the kernel's), demo and bench, static, in $bin
+# build_programs ARCH: selftests (ours and the kernel's), demo, bench and flood, static, in $bin
 build_programs() {
 	local dir log selftests
 
@@ -300,6 +300,11 @@ lab_bench() {
 		return
 	fi
 	on_hosts bench --timeout 600 "$@"
+}
+
+# lab flood [ARGUMENT]...
+lab_flood() {
+	on_hosts flood --timeout 900 "$@"
 }
 
 # bench_guest [ARCH]: what dma_map and dma_unmap cost a guest's kernel, and that of a host with its
@@ -1388,6 +1393,24 @@ check_bench() {
 		tap_run "bench, run $run" bench_into "$results/bench.$run"
 	done
 	tap_run "two runs print the same numbers" diff -u "$results/bench.1" "$results/bench.2"
+}
+
+# The program's own checks, on each host
+check_flood() {
+	local h rc=0
+
+	lab_flood >&2 || rc=$?
+	tap_plan $((${#hosts[@]} + 1))
+	for h in "${hosts[@]}"; do
+		tap_run "$h: a flood is bounded, and all of it was measured" flood_is_good "$out/flood.$h.out"
+	done
+	tap_run "make flood says so" test "$rc" = 0
+}
+
+# flood_is_good FILE
+flood_is_good() {
+	grep -E '^(not )?ok ' "$1"
+	grep -q -x '= end' "$1" && ! grep -q '^not ok' "$1"
 }
 
 bench_into() {

@@ -231,16 +231,19 @@ static int dev_open(struct vmm *vmm, const char *name)
 	return ret;
 }
 
-static int devs_init(struct vmm *vmm, unsigned int min_devs)
+/* Edu devices from @first on, up to @max. */
+static int devs_init(struct vmm *vmm, unsigned int min_devs,
+		     unsigned int first, unsigned int max)
 {
 	struct dirent **names;
+	unsigned int found = 0;
 	char cause[64];
 	int i, nr, ret = 0;
 
 	nr = scandir(SYSFS_PCI, &names, NULL, alphasort);
 	for (i = 0; i < nr; i++) {
-		if (!ret && vmm->nr_devs < VMM_DEVS_MAX &&
-		    edu_is(names[i]->d_name))
+		if (!ret && vmm->nr_devs < max && edu_is(names[i]->d_name) &&
+		    found++ >= first)
 			ret = dev_open(vmm, names[i]->d_name);
 		free(names[i]);
 	}
@@ -257,7 +260,8 @@ static int devs_init(struct vmm *vmm, unsigned int min_devs)
 	return 0;
 }
 
-int vmm_init(struct vmm *vmm, unsigned int min_devs)
+static int vmm_init_devs(struct vmm *vmm, unsigned int min_devs,
+			 unsigned int first, unsigned int max)
 {
 	int ret;
 
@@ -279,7 +283,7 @@ int vmm_init(struct vmm *vmm, unsigned int min_devs)
 			 "it takes 16 MiB, and an address space without a hole at 4 GiB");
 		goto err;
 	}
-	ret = devs_init(vmm, min_devs);
+	ret = devs_init(vmm, min_devs, first, max);
 	if (ret)
 		goto err;
 
@@ -299,6 +303,16 @@ int vmm_init(struct vmm *vmm, unsigned int min_devs)
 err:
 	vmm_exit(vmm);
 	return ret;
+}
+
+int vmm_init(struct vmm *vmm, unsigned int min_devs)
+{
+	return vmm_init_devs(vmm, min_devs, 0, VMM_DEVS_MAX);
+}
+
+int vmm_init_one(struct vmm *vmm, unsigned int index)
+{
+	return vmm_init_devs(vmm, 1, index, 1);
 }
 
 int vmm_set_table(struct vmm *vmm, unsigned int granule, unsigned int iova_bits)

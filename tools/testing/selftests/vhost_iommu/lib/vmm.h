@@ -115,6 +115,8 @@ struct vmm_domain {
  * machine has not what it takes.
  */
 int vmm_init(struct vmm *vmm, unsigned int min_devs);
+/* The same with one device, number @index: VMMs of several processes share them. */
+int vmm_init_one(struct vmm *vmm, unsigned int index);
 void vmm_exit(struct vmm *vmm);
 /*
  * Other tables than those with a granule of 4 KiB and 47-bit addresses, which
