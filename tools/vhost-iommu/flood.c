@@ -38,6 +38,8 @@
 #define BUDGET_INLINE		128
 #define BUDGET_WORKER		1024
 #define PAGE_COST		3
+/* The request that costs most: descriptors, pieces of the chain, ranges. */
+#define LARGEST_COST		(1 + DESCS + CHAIN_MAX / 4 + 64)
 
 /* What the kernel may need more of while a flood lasts, in KiB; not by request. */
 #define MEMORY_MAX		256
@@ -320,9 +322,8 @@ static bool want(const char *name)
 __attribute__((format(printf, 3, 4)))
 static void check(const char *name, bool good, const char *fmt, ...)
 {
-	va_list args;
-
 	char text[256];
+	va_list args;
 
 	if (!want(name))
 		return;
@@ -386,10 +387,12 @@ static int measure_turns(struct host *host, struct bounds *b)
 		}
 		if (one.turn > b->most)
 			b->most = one.turn;
-		printf("  %-30s %10llu %10llu %9llu %10llu %9llu\n",
-		       shapes[s].name, one.turn, turn[WAY_INLINE].turn,
-		       turn[WAY_INLINE].nr, turn[WAY_WORKER].turn,
-		       turn[WAY_WORKER].nr);
+		printf("  %-30s %10llu %10llu %9llu", shapes[s].name, one.turn,
+		       turn[WAY_INLINE].turn, turn[WAY_INLINE].nr);
+		if (turn[WAY_WORKER].nr)
+			printf(" %10llu %9llu", turn[WAY_WORKER].turn,
+			       turn[WAY_WORKER].nr);
+		printf("\n");
 		printf("= turn|%s|%llu|%llu|%llu\n", shapes[s].name, one.turn,
 		       turn[WAY_INLINE].turn, turn[WAY_WORKER].turn);
 		for (way = 0; way < NR_WAYS; way++)
@@ -411,6 +414,9 @@ static void check_turns(const struct bounds *b)
 	enum shape s, longest;
 	enum way way;
 
+	/* What a budget counts differs in price, but not by much. */
+	check("request", b->most <= 2 * LARGEST_COST * b->unit,
+	      "at most %llu, bound %llu", b->most, 2 * LARGEST_COST * b->unit);
 	for (way = 0; way < NR_WAYS; way++) {
 		longest = 0;
 		for (s = 0; s < NR_SHAPES; s++)
@@ -644,6 +650,10 @@ int main(int argc, char **argv)
 	while (wait(&status) > 0)
 		if (status && !ret)
 			ret = -ECHILD;
+	if (!ret && nr_checks < nr_wanted) {
+		fprintf(stderr, "flood: there is no such check\n");
+		ret = -EINVAL;
+	}
 	if (!ret)
 		printf("= end\n");
 	return ret || nr_failed ? 1 : 0;

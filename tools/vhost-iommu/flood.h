@@ -15,6 +15,9 @@ typedef unsigned long long u64;
 #define NR_QUEUES		VHOST_IOMMU_VQ_MAX
 #define NR_VCPUS		4
 #define QUEUE_SIZE		256
+#define DESCS			VHOST_IOMMU_INV_DESCS_MAX
+/* Most descriptors of the ring that vhost takes in one chain. */
+#define CHAIN_MAX		1024
 /* Most samples that are kept of one phase. */
 #define SAMPLES_MAX		4096
 

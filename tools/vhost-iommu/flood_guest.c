@@ -21,9 +21,6 @@
 #include "util.h"
 #include "vmm.h"
 
-#define DESCS			VHOST_IOMMU_INV_DESCS_MAX
-/* Most descriptors of the ring that vhost takes in one chain. */
-#define CHAIN_MAX		1024
 #define REPEAT			9
 
 #define TRACING			"/sys/kernel/tracing/"
@@ -297,6 +294,9 @@ static void order_turn(struct guest *g, const struct order *order,
 		answer->nr = (__u16)(used_idx(&g->vq[0]) - used);
 		answer->ret = wait_idle(g, 1);
 	}
+	/* A turn that serves nothing says nothing. */
+	if (!answer->ret && !answer->nr)
+		answer->ret = -ENODATA;
 	if (!answer->ret)
 		answer->turn = sum_up(took, REPEAT).median;
 }
@@ -411,6 +411,8 @@ static void order_worker_turn(struct guest *g, const struct order *order,
 		ret = write_text(TRACE_REQUEST, "0");
 	if (!ret)
 		answer->nr = longest_row(order->nr);
+	if (!ret && !answer->nr)
+		ret = -ENODATA;
 	answer->turn *= answer->nr;
 	answer->ret = ret;
 }
