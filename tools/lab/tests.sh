@@ -11,7 +11,7 @@ check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkp
 vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
 	iommufd_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
 	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups full_trees full_vtd full_smmuv3
-	demo demo_drop bench splats full_splats)
+	demo demo_drop bench flood splats full_splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo, bench and flood
 # have two VMs each.
 parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
