@@ -75,12 +75,13 @@ static void for_lines(const char *pattern,
 	globfree(&found);
 }
 
+#define QUEUE_LINE	"queue %*u %*s worker %lld inline %lld polled %lld malformed %*u kicks %lld"
+
 static void queue_line(struct counters *c, const char *text)
 {
 	long long n[4];
 
-	if (sscanf(text, "queue %*u %*s worker %lld inline %lld polled %lld malformed %*u kicks %lld",
-		   &n[0], &n[1], &n[2], &n[3]) != 4)
+	if (sscanf(text, QUEUE_LINE, &n[0], &n[1], &n[2], &n[3]) != 4)
 		return;
 	c->n[WORKER] += n[0];
 	c->n[INLINE] += n[1];
