@@ -10,7 +10,7 @@ check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkp
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
 	iommufd_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups full_trees full_smmuv3
+	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups full_tree_smmuv3 full_smmuv3
 	demo demo_drop bench flood splats full_splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo, bench and flood
 # have two VMs each.
@@ -565,6 +565,11 @@ check_guest_trees() {
 check_full_trees() {
 	tap_plan 2
 	tap_loud "the static QEMU for x86" build_qemu_static x86
+	tap_loud "the static QEMU for arm64" build_qemu_static arm64
+}
+
+check_full_tree_smmuv3() {
+	tap_plan 1
 	tap_loud "the static QEMU for arm64" build_qemu_static arm64
 }
 
