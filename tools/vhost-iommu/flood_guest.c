@@ -18,6 +18,7 @@
 #include <linux/virtio_iommu_stage1.h>
 
 #include "flood.h"
+#include "record.h"
 #include "util.h"
 #include "vmm.h"
 
@@ -327,18 +328,6 @@ static u64 worker_time(void)
 	return sum;
 }
 
-static int write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC), ret = 0;
-
-	if (fd < 0)
-		return -errno;
-	if (write(fd, text, strlen(text)) < 0)
-		ret = -errno;
-	close(fd);
-	return ret;
-}
-
 /*
  * Most requests of one queue in a row, while all other queues have some, too. The
  * worker takes them in turns then.
@@ -402,13 +391,13 @@ static void order_worker_turn(struct guest *g, const struct order *order,
 	answer->turn = (worker_time() - before) / (NR_QUEUES * order->nr);
 	/* How many are in a turn. */
 	if (!ret)
-		ret = write_text(TRACING "trace", "");
+		ret = record_write(TRACING "trace", "");
 	if (!ret)
-		ret = write_text(TRACE_REQUEST, "1");
+		ret = record_write(TRACE_REQUEST, "1");
 	if (!ret)
 		ret = fill_once(g, order->nr);
 	if (!ret)
-		ret = write_text(TRACE_REQUEST, "0");
+		ret = record_write(TRACE_REQUEST, "0");
 	if (!ret)
 		answer->nr = longest_row(order->nr);
 	if (!ret && !answer->nr)

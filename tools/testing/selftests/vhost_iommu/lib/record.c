@@ -13,7 +13,7 @@
 #define TRACING		"/sys/kernel/tracing/"
 #define EVENT		"vhost_iommu_take"
 
-static int write_file(const char *path, const char *text)
+int record_write(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC), ret = 0;
 
@@ -27,12 +27,12 @@ static int write_file(const char *path, const char *text)
 
 static int enable(const char *val)
 {
-	return write_file(TRACING "events/vhost_iommu/" EVENT "/enable", val);
+	return record_write(TRACING "events/vhost_iommu/" EVENT "/enable", val);
 }
 
 int record_start(void)
 {
-	int ret = write_file(TRACING "trace", "\n");
+	int ret = record_write(TRACING "trace", "\n");
 
 	return ret ? ret : enable("1");
 }

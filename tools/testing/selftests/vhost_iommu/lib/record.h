@@ -18,4 +18,7 @@ int record_start(void);
  */
 int record_stop(FILE *out, const char *prefix);
 
+/* Writes to a file of tracefs. Returns 0 or -errno. */
+int record_write(const char *path, const char *text);
+
 #endif
