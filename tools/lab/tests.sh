@@ -1019,7 +1019,7 @@ together() {
 	return 1
 }
 
-# The requester IDs of a guest'"'"'s edu devices
+# edu_rid NUMBER: the requester ID of this edu device of a guest
 edu_rid() {
 	echo $(((edu_slot + $1) << 3))
 }
