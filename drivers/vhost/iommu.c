@@ -488,11 +488,12 @@ static unsigned int flush_items(struct vhost_iommu_vq *q, unsigned int nr,
 
 /*
  * Check one descriptor, in the order that the specification gives [INV-D-25].
+ * @index: its position in the request
  * @domain: that of the descriptor before, or NULL; most often the same
  */
 static u8 check_desc(struct vhost_iommu *vi,
 		     const struct virtio_iommu_inv_desc *desc,
-		     struct vhost_iommu_domain *domain,
+		     unsigned int index, struct vhost_iommu_domain *domain,
 		     struct vhost_iommu_item *item)
 {
 	u16 flags = le16_to_cpu(desc->flags);
@@ -501,6 +502,8 @@ static u8 check_desc(struct vhost_iommu *vi,
 	*item = (struct vhost_iommu_item){
 		.start = le64_to_cpu(desc->start),
 		.last = le64_to_cpu(desc->last),
+		.index = index,
+		.descs = 1,
 		.leaf_shift = desc->leaf_shift,
 		.leaf = flags & VIRTIO_IOMMU_INV_F_LEAF,
 	};
@@ -554,10 +557,11 @@ static u8 check_desc(struct vhost_iommu *vi,
  * one starts where @cur ends it has joined @cur, which has been told already what
  * join_item() would take over; if there is a gap it is @cur[1]. Returns the item
  * that it is in, or NULL if check_desc() has to look.
+ * @index: its position in the request
  * @cur: the item that the descriptor before is in
  */
 static struct vhost_iommu_item *
-check_like_last(const struct virtio_iommu_inv_desc *desc,
+check_like_last(const struct virtio_iommu_inv_desc *desc, unsigned int index,
 		struct vhost_iommu_item *cur)
 {
 	u64 start = le64_to_cpu(desc->start), last = le64_to_cpu(desc->last);
@@ -578,12 +582,15 @@ check_like_last(const struct virtio_iommu_inv_desc *desc,
 		return NULL;
 	if (start == cur->last + 1) {
 		cur->last = last;
+		cur->descs++;
 		return cur;
 	}
 	cur[1] = (struct vhost_iommu_item){
 		.domain = cur->domain,
 		.start = start,
 		.last = last,
+		.index = index,
+		.descs = 1,
 		.leaf_shift = desc->leaf_shift,
 		.leaf = le16_to_cpu(desc->flags) & VIRTIO_IOMMU_INV_F_LEAF,
 	};
@@ -602,23 +609,16 @@ static u8 serve_descs(struct vhost_iommu_vq *q, unsigned int nr, u32 *done)
 
 	down_read(&vi->bind_rwsem);
 	for (i = 0; i < nr; i++, desc++) {
-		item = cur ? check_like_last(desc, cur) : NULL;
+		item = cur ? check_like_last(desc, i, cur) : NULL;
 		if (!item) {
 			item = cur ? cur + 1 : q->items;
-			status = check_desc(vi, desc, cur ? cur->domain : NULL, item);
+			status = check_desc(vi, desc, i,
+					    cur ? cur->domain : NULL, item);
 			if (status != VIRTIO_IOMMU_S_OK)
 				break;
-			item->index = i;
-			item->descs = 1;
 			if (cur && join_item(cur, item))
 				continue;
 			joined = !cur;
-		} else if (item == cur) {
-			cur->descs++;
-			continue;
-		} else {
-			item->index = i;
-			item->descs = 1;
 		}
 		cur = item;
 	}
