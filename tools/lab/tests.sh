@@ -317,7 +317,7 @@ bench_guest() {
 
 	[[ ! $1 ]] || arches=("$1")
 	need_packages
-	plan $((1 + 37 * ${#arches[@]}))
+	plan $((1 + 12 * ${#arches[@]}))
 	build_qemu || die "QEMU was not built"
 	for a in "${arches[@]}"; do
 		[[ " ${guests[*]} " == *" guest-$a "* ]] || die "lab bench --guest $a: there is no such guest" \
@@ -358,14 +358,17 @@ bench_guest() {
 # bench_full: the same in a guest that a host runs, with a device of the host. Here the clock counts the
 # instructions of the guest, of the host's kernel and of its QEMU.
 bench_full() {
-	local h i mode
+	local h i mode steps=1
 	local -a names options
 
 	need_packages
-	plan $((1 + 22 * ${#wanted[@]}))
-	build_qemu || die "QEMU was not built"
 	for h in "${wanted[@]}"; do
 		[[ " ${hosts[*]} " == *" $h "* ]] || die "lab bench --full $h: there is no such host" "There are: ${hosts[*]}"
+		steps=$((steps + $([[ $h == vtd ]] && echo 22 || echo 18)))
+	done
+	plan "$steps"
+	build_qemu || die "QEMU was not built"
+	for h in "${wanted[@]}"; do
 		select_host "$h"
 		build_programs "$arch" || die "dma_bench was not built for $arch"
 		names=("$h alone, its own driver" "MAP and UNMAP" "table, vhost=off" "table, vhost=on, worker"

@@ -63,6 +63,8 @@ lab_run() {
 	(($#)) || die "lab run: which program?" "Usage: tools/lab/lab run [OPTIONS] PROGRAM [ARGUMENTS]"
 	limit=${limit:-$([[ $full ]] && echo 300 || echo 120)}
 	smp=${smp:-$((icount ? 1 : 2))}
+	# What is prepared quietly is no step of its own.
+	[[ ! $quiet ]] || local step_all=0
 	check_run_options
 	if [[ $full ]]; then
 		select_nested "$full"
