@@ -1027,50 +1027,42 @@ edu_rid() {
 	echo $(((edu_slot + $1) << 3))
 }
 
-# full_mixed HOST EDUS ON_STRICT OFF_STRICT ON_LAZY OFF_LAZY: devices of the host, emulated ones and one without tables
-# behind one virtio-iommu. Each of the four lists is of what QEMU emulates in that run; the last edu device is the one
-# without tables.
+# full_mixed HOST: devices of the host, emulated ones and one without tables behind one virtio-iommu. The last edu device
+# is the one without tables, one of the host or an emulated one.
+#
+# guest_vfio has all edu devices reach the same, with an emulated one (strict) or one of the host (lazy) to begin with.
+# An emulated device takes tables with larger addresses than the host's may: they can share a domain only if it was
+# made for one of the host.
 full_mixed() {
-	local h=$1 stage=full-mixed-$1 edus=$2 emulated run stage1 rc=0
+	local h=$1 stage=full-mixed-$1 edus=3 run stage1 rc=0
+	local -A emulated=([on-strict]=edu1,raw [off-strict]=edu1,edu3,raw [on-lazy]=edu2,edu3,raw [off-lazy]=edu2)
 	local -a programs more
-	shift 2
 
 	programs=("guest_formats ${full_formats[$h]} $(printf '0000:00:%x.0' $((edu_slot + edus)))" guest_storage
 		guest_network guest_vfio guest_tables)
 	for run in on-strict off-strict on-lazy off-lazy; do
-		emulated=$1
-		shift
 		more=()
 		[[ $run == *-strict ]] || more=(guest_hotplug)
 		# a device of the host without tables is refused where they are required
-		stage1=$([[ ,$emulated, == *,edu$edus,* ]] && echo required || echo on)
-		full_run "$stage" "$h" "${run%-*}" "${run#*-}" --edu "$edus" --emulated "$emulated" \
+		stage1=$([[ ,${emulated[$run]}, == *,edu$edus,* ]] && echo required || echo on)
+		full_run "$stage" "$h" "${run%-*}" "${run#*-}" --edu "$edus" --emulated "${emulated[$run]}" \
 			--trace 'virtio_iommu_*tach*' --viommu "stage1=$stage1,x-map-endpoint=$(edu_rid "$edus")" -- \
 			"${programs[@]}" "${more[@]}" || rc=$?
 	done
-	return "$rc"
-}
-
-# No emulated edu device: when a program first touches its registers, that is an exit to QEMU right after a page fault,
-# of which KVM takes the emulated AMD-V to say that it came while an event was delivered. This ends the guest (KVM
-# internal error, suberror 3).
-check_full_mixed_vtd() {
-	full_mixed vtd 2 raw raw raw ""
-}
-
-# guest_vfio has all edu devices reach the same, with an emulated one (strict) or one of the host (lazy) to begin with.
-# An emulated device takes tables with larger addresses than the host's may: they can share a domain only if it was
-# made for one of the host.
-check_full_mixed_smmuv3() {
-	local stage=full-mixed-smmuv3 run rc=0
-
-	full_mixed smmuv3 3 edu1,raw edu1,edu3,raw edu2,edu3,raw edu2 || rc=$?
 	tap_plan 2
 	for run in on-lazy off-lazy; do
 		tap_run "$run: a device of the host and an emulated one have shared a domain" \
 			together "$results/$stage-$run.console.trace" "$(edu_rid 1)" "$(edu_rid 2)"
 	done
 	return "$rc"
+}
+
+check_full_mixed_vtd() {
+	full_mixed vtd
+}
+
+check_full_mixed_smmuv3() {
+	full_mixed smmuv3
 }
 
 # Two devices of a guest, each behind an SMMU of its own, in domains of their own and in one for both: an invalidation
