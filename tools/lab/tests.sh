@@ -1022,6 +1022,21 @@ together() {
 	return 1
 }
 
+# given_back TRACE: QEMU gives back what it makes for tables. iommufd takes the lowest ID that is free: no HWPT has one
+# above what the devices take at a time, which is less than ten objects each.
+given_back() {
+	awk '/virtio_iommu_host_attach_hwpt / {
+			devices += !seen[$2]++
+			sub("hwpt=", "", $3)
+			if ($3 + 0 > highest)
+				highest = $3 + 0
+		}
+		END {
+			print "the highest ID of an HWPT is", highest + 0, "with", devices + 0, "devices"
+			exit !(devices && highest < 10 * devices)
+		}' "$1"
+}
+
 # edu_rid NUMBER: the requester ID of this edu device of a guest
 edu_rid() {
 	echo $(((edu_slot + $1) << 3))
@@ -1049,10 +1064,13 @@ full_mixed() {
 			--trace 'virtio_iommu_*tach*' --viommu "stage1=$stage1,x-map-endpoint=$(edu_rid "$edus")" -- \
 			"${programs[@]}" "${more[@]}" || rc=$?
 	done
-	tap_plan 2
+	tap_plan 6
 	for run in on-lazy off-lazy; do
 		tap_run "$run: a device of the host and an emulated one have shared a domain" \
 			together "$results/$stage-$run.console.trace" "$(edu_rid 1)" "$(edu_rid 2)"
+	done
+	for run in on-strict off-strict on-lazy off-lazy; do
+		tap_run "$run: no object for a table is left" given_back "$results/$stage-$run.console.trace"
 	done
 	return "$rc"
 }

@@ -533,13 +533,20 @@ static void leave_stage1(VirtIOIOMMUHost *h)
 /* What is left of a table that the device does not go through any more */
 static void drop_table(VirtIOIOMMUHost *h)
 {
+    Error *err = NULL;
+    int ret;
+
     if (h->attachment) {
         attachment_free(h, h->attachment);
         h->attachment = NULL;
     }
     if (h->ready) {
         virtio_iommu_fault_del(h->s, &h->dev);
-        attach_dev_exit(&h->dev);
+        ret = attach_dev_exit(&h->dev);
+        if (ret) {
+            error_setg_errno(&err, -ret, "objects for its table are left");
+            warn_once(h, err);
+        }
         h->ready = false;
     }
     if (h->blocker) {

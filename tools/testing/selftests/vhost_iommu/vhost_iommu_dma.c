@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <sys/wait.h>
 #include <linux/iommufd.h>
 #include <linux/iommufd_inval.h>
 #include <linux/virtio_iommu.h>
@@ -1092,6 +1093,38 @@ TEST_F(dma, nothing_left)
 	ASSERT_HIT(VMM_OLD, &self->dev[0], &page, 0);
 	ASSERT_HIT(VMM_OLD, &self->dev[1], &page, 0);
 	leave_nothing(_metadata, self, dom->target[0].object_id);
+}
+
+/* Has the file @fd of its parent until some time after that has closed it. */
+static void have_until_closed(int fd)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", getppid(), fd);
+	while (!access(path, F_OK))
+		usleep(1000);
+	usleep(20000);
+	_exit(0);
+}
+
+/*
+ * The file of faults is in use as long as a VMM's main loop polls it, which may be a
+ * moment longer than the thread that takes the last device away has it open.
+ */
+TEST_F(dma, nothing_left_of_faults)
+{
+	int fd = attach_fault_file(&self->dev[0].at), status;
+	pid_t child;
+
+	if (fd < 0)
+		SKIP(return, "the kernel has no file of faults for this IOMMU");
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child)
+		have_until_closed(fd);
+	leave_nothing(_metadata, self, self->dom[0].target[0].object_id);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	ASSERT_EQ(0, status);
 }
 
 /* A bound object is in use, whether or not a device is attached. */

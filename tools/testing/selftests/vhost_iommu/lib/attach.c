@@ -98,9 +98,9 @@ int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len)
 	return dev->ops->add(dev, why, why_len);
 }
 
-void attach_dev_exit(struct attach_dev *dev)
+int attach_dev_exit(struct attach_dev *dev)
 {
-	dev->ops->del(dev);
+	return dev->ops->del(dev);
 }
 
 void attach_domain_init(struct attach_domain *dom, struct attach_host *host,

@@ -261,7 +261,7 @@ struct attach_ops {
 	int (*probe)(struct attach_dev *dev, const void *hw, size_t len,
 		     char *why, size_t why_len);
 	int (*add)(struct attach_dev *dev, char *why, size_t why_len);
-	void (*del)(struct attach_dev *dev);
+	int (*del)(struct attach_dev *dev);
 	int (*prepare)(struct attach_domain *dom, struct attach_dev *dev,
 		       struct attach_target *target);
 	int (*commit)(struct attach_domain *dom, struct attach_dev *dev);
@@ -289,8 +289,18 @@ extern const struct attach_io attach_io_vfio;
  * missing.
  */
 int attach_dev_init(struct attach_dev *dev, char *why, size_t why_len);
-/* Attached nowhere; the last of all devices takes what they shared with it. */
-void attach_dev_exit(struct attach_dev *dev);
+/**
+ * attach_dev_exit() - Give back what attach_dev_init() has made
+ * @dev: a device that is attached nowhere; the last of all devices takes what they
+ *       shared with it
+ *
+ * Whoever still polls the file of attach_fault_file(), another thread that has been
+ * told not to, is waited for, up to a second.
+ *
+ * Return: 0, or the errno of an object that stays there as long as the iommufd does,
+ * and with it all that it depends on: the IOAS, too.
+ */
+int attach_dev_exit(struct attach_dev *dev);
 
 void attach_domain_init(struct attach_domain *dom, struct attach_host *host,
 			const struct attach_table *table);

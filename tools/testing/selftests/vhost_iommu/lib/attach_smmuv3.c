@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -91,6 +92,10 @@
 #define EVT_F_TRANSLATION	0x10
 #define EVT_F_PERMISSION	0x13
 #define EVENTS_MAX		64
+
+/* How long somebody else may have the file of a queue of events. */
+#define EVENTQ_MOMENT_NS	100000
+#define EVENTQ_MOMENTS		10000
 
 /* IOMMU_RESV_SW_MSI of the driver: where the kernel maps interrupt doorbells. */
 #define MSI_START		0x8000000ULL
@@ -466,25 +471,49 @@ err_parent:
 	return ret;
 }
 
-static void smmu_put(struct attach_host *host, struct smmuv3 *smmu)
+/*
+ * The queue is in use as long as its file is. A VMM's main loop that polls it has a
+ * reference until it returns from that, even if the file is no longer among those that
+ * it is to poll; and it is not the main loop that is here when a guest's request is
+ * served by the thread of a vCPU.
+ */
+static int eventq_free(struct attach_host *host, const struct smmuv3 *smmu)
+{
+	const struct timespec moment = { .tv_nsec = EVENTQ_MOMENT_NS };
+	unsigned int i;
+	int ret;
+
+	close(smmu->eventq);
+	ret = attach_destroy(host, smmu->eventq_id);
+	for (i = 0; ret == -EBUSY && i < EVENTQ_MOMENTS; i++) {
+		nanosleep(&moment, NULL);
+		ret = attach_destroy(host, smmu->eventq_id);
+	}
+	return ret;
+}
+
+static int smmu_put(struct attach_host *host, struct smmuv3 *smmu)
 {
 	struct smmuv3_host *priv = host->priv;
 	struct smmuv3 **p = &priv->smmus;
+	int ret = 0;
 
 	if (--smmu->users)
-		return;
-	if (smmu->eventq >= 0) {
-		close(smmu->eventq);
-		attach_destroy(host, smmu->eventq_id);
-	}
-	attach_destroy(host, smmu->viommu_id);
-	attach_destroy(host, smmu->parent_id);
+		return 0;
+	/* Each is in use by those before it. */
+	if (smmu->eventq >= 0)
+		ret = eventq_free(host, smmu);
+	if (!ret)
+		ret = attach_destroy(host, smmu->viommu_id);
+	if (!ret)
+		ret = attach_destroy(host, smmu->parent_id);
 	while (*p != smmu)
 		p = &(*p)->next;
 	*p = smmu->next;
 	free(smmu->used);
 	free(smmu);
 	host_put(host);
+	return ret;
 }
 
 static struct smmuv3 *smmu_new(struct attach_dev *dev, int *err)
@@ -619,17 +648,21 @@ err:
 	return ret;
 }
 
-static void smmuv3_del(struct attach_dev *dev)
+static int smmuv3_del(struct attach_dev *dev)
 {
 	struct smmuv3_host *host = dev->host->priv;
 	struct smmuv3_dev *priv = dev->priv;
+	int hwpt, vdevice, smmu;
 
-	attach_destroy(dev->host, priv->hwpt_id);
-	attach_destroy(dev->host, priv->vdevice_id);
+	hwpt = attach_destroy(dev->host, priv->hwpt_id);
+	vdevice = attach_destroy(dev->host, priv->vdevice_id);
 	bit_put(host->slots, priv->slot);
-	smmu_put(dev->host, priv->smmu);
+	smmu = smmu_put(dev->host, priv->smmu);
 	free(priv);
 	dev->priv = NULL;
+	if (hwpt)
+		return hwpt;
+	return vdevice ? vdevice : smmu;
 }
 
 /* --- domains --- */

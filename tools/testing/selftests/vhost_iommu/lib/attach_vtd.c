@@ -116,17 +116,19 @@ err:
 	return ret;
 }
 
-static void vtd_del(struct attach_dev *dev)
+static int vtd_del(struct attach_dev *dev)
 {
 	struct vtd_host *vtd = dev->host->priv;
+	int ret;
 
 	if (--vtd->users)
-		return;
-	attach_destroy(dev->host, vtd->parent_id);
+		return 0;
+	ret = attach_destroy(dev->host, vtd->parent_id);
 	if (vtd->kmsg >= 0)
 		close(vtd->kmsg);
 	free(vtd);
 	dev->host->priv = NULL;
+	return ret;
 }
 
 static int vtd_prepare(struct attach_domain *dom, struct attach_dev *dev,
