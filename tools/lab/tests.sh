@@ -1109,7 +1109,7 @@ full_modes() {
 		full_run "$stage-$mode" "$h" on strict --viommu "stage1=required,vhost-mode=$mode" \
 			--host-write "$events/vhost_iommu_request/enable=1" \
 			--host-write /sys/kernel/tracing/buffer_size_kb=16384 --host-copy /sys/kernel/tracing/trace -- \
-			"guest_formats ${full_formats[$h]}" guest_storage guest_vfio || rc=$?
+			"guest_formats ${full_formats[$h]}" guest_storage guest_network guest_vfio guest_tables guest_hotplug || rc=$?
 	done
 	tap_plan 3
 	for mode in worker inline auto; do
