@@ -1091,12 +1091,13 @@ check_full_smmuv3_two() {
 
 	full_run "$stage" smmuv3 on strict "${options[@]}" -- "$formats" guest_storage guest_vfio guest_tables || rc=$?
 	full_run "$stage" smmuv3 off lazy "${options[@]}" -- "$formats" guest_storage guest_vfio guest_tables || rc=$?
-	tap_plan 4
+	tap_plan 6
 	for stage in $stage-on-strict $stage-off-lazy; do
 		tap_run "$stage: a device is behind the second SMMU" grep -q "virtio_iommu_host_can $pxb_endpoint: " \
 			"$results/$stage.console.trace"
 		tap_run "$stage: devices behind two SMMUs have shared a domain" together "$results/$stage.console.trace" \
 			"$(edu_rid 1)" "$(edu_rid 2)"
+		tap_run "$stage: no object for a table is left" given_back "$results/$stage.console.trace"
 	done
 	return "$rc"
 }
