@@ -11,10 +11,12 @@
  * not take it.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <linux/iommufd.h>
 #include <linux/iommufd_inval.h>
@@ -1100,6 +1102,7 @@ static void have_until_closed(int fd)
 {
 	char path[64];
 
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	snprintf(path, sizeof(path), "/proc/%d/fd/%d", getppid(), fd);
 	while (!access(path, F_OK))
 		usleep(1000);
