@@ -1050,7 +1050,7 @@ edu_rid() {
 # made for one of the host.
 full_mixed() {
 	local h=$1 stage=full-mixed-$1 edus=3 run stage1 rc=0
-	local -A emulated=([on-strict]=edu1,raw [off-strict]=edu1,edu3,raw [on-lazy]=edu2,edu3,raw [off-lazy]=edu2)
+	local -A emulates=([on-strict]=edu1,raw [off-strict]=edu1,edu3,raw [on-lazy]=edu2,edu3,raw [off-lazy]=edu2)
 	local -a programs more
 
 	programs=("guest_formats ${full_formats[$h]} $(printf '0000:00:%x.0' $((edu_slot + edus)))" guest_storage
@@ -1059,8 +1059,8 @@ full_mixed() {
 		more=()
 		[[ $run == *-strict ]] || more=(guest_hotplug)
 		# a device of the host without tables is refused where they are required
-		stage1=$([[ ,${emulated[$run]}, == *,edu$edus,* ]] && echo required || echo on)
-		full_run "$stage" "$h" "${run%-*}" "${run#*-}" --edu "$edus" --emulated "${emulated[$run]}" \
+		stage1=$([[ ,${emulates[$run]}, == *,edu$edus,* ]] && echo required || echo on)
+		full_run "$stage" "$h" "${run%-*}" "${run#*-}" --edu "$edus" --emulated "${emulates[$run]}" \
 			--trace 'virtio_iommu_*tach*' --viommu "stage1=$stage1,x-map-endpoint=$(edu_rid "$edus")" -- \
 			"${programs[@]}" "${more[@]}" || rc=$?
 	done
