@@ -71,6 +71,8 @@ put_into_host() {
 
 	select_host "$full"
 	host_modules+=("${nested_modules[@]}")
+	host_append+=("${nested_append[@]}")
+	host_words+=("${nested_words[@]}")
 	prepare_kernel "$([[ $host_kernel == debug ]] && echo guest-debug || echo guest)"
 	cp "$kernel_build/$arch_image" "$dir/kernel"
 	make_root "$dir/host"

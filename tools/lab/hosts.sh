@@ -78,6 +78,7 @@ guests=(guest-x86 guest-arm64)
 #   host_output        what the programs print: the second one
 #   host_append        for the kernel's command line
 #   host_append_icount the same, if instructions are counted
+#   host_words         what its init does before it loads modules
 #   host_iommu         the IOMMU's device
 #   host_bus           the PCI bus that it serves, if it must be told
 #   host_properties    its properties
@@ -89,6 +90,7 @@ select_host() {
 	host=$1
 	host_mem=2G
 	host_modules=(vfio-pci iommufd vhost_iommu)
+	host_words=()
 	host_is_guest=
 	case $host in
 	vtd)
@@ -150,6 +152,8 @@ select_guest() {
 
 # select_nested HOST: as select_host, the guest that HOST can run by KVM; sets as well
 #   nested_modules     what HOST needs for that beside its own, if the kernel has it as a module
+#   nested_words       what its init does before it loads them
+#   nested_append      for the command line of its kernel
 #   nested_firmware    files that the guest's QEMU looks for
 select_nested() {
 	select_host "$1"
@@ -158,6 +162,8 @@ select_nested() {
 	host_append_icount=()
 	host_optional=(stage1=on num-invalqs=2 vhost=on)
 	nested_modules=(virtio_console)
+	nested_words=()
+	nested_append=()
 	nested_firmware=()
 	if [[ $arch == x86 ]]; then
 		# what AMD-V here does not have, or what costs exits for nothing
@@ -168,6 +174,9 @@ select_nested() {
 		# A CPU that comes up measures the tick of the first one, which must not stop it when it idles.
 		[[ ${icount:-} ]] || host_append+=(tsc_early_khz=@ nohz=off)
 		nested_modules+=(kvm_amd)
+		nested_words=(k)
+		# the emulated TSCs are one; where all CPUs are busy, the kernel's watchdog may find otherwise
+		nested_append=(tsc=reliable)
 		nested_firmware=(/usr/share/seabios/bios-256k.bin /usr/share/qemu/{kvmvapic,linuxboot_dma}.bin)
 	fi
 }

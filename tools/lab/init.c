@@ -9,6 +9,7 @@
  *   r PATH                what they print as errors goes to this port of a virtio-serial device
  *   m PATH [PARAMETERS]   load a module
  *   i PATH                wait until it is there: a driver may take a moment for its devices
+ *   k                     wait until the kernel has measured the rate of the TSC as well as it ever will
  *   h NUMBER              reserve huge pages
  *   w PATH=VALUE          write a file (sysctl, debugfs)
  *   b                     bind every edu device to vfio-pci
@@ -310,6 +311,24 @@ static void wait_for(const char *path)
 	}
 }
 
+/*
+ * KVM takes the rate that the kernel knows when the module is loaded. If the kernel finds a better one after that, KVM
+ * has to scale the TSC of each guest, which AMD-V does not do in every machine: then timers of guests are far off.
+ */
+static void wait_for_tsc(void)
+{
+	static const char file[] = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+	char name[32];
+
+	for (int ms = 0; !read_file(file, name, sizeof(name)) && !strcmp(name, "tsc-early"); ms += 10) {
+		if (ms >= PATIENCE_MS) {
+			report("failed wait for the rate of the TSC");
+			return;
+		}
+		usleep(10000);
+	}
+}
+
 #define TSC_SAMPLE_US 200000
 
 /* As the kernel's clock sees it, which follows the TSC. */
@@ -372,6 +391,9 @@ static void obey(char *word, char **argv, int *argc)
 		break;
 	case 'i':
 		wait_for(value);
+		break;
+	case 'k':
+		wait_for_tsc();
 		break;
 	case 'm':
 		load_module(value);

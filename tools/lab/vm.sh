@@ -247,6 +247,9 @@ make_root() {
 	script=$root/lab/script
 	: >"$script"
 	word o "$host_output"
+	for line in "${host_words[@]}"; do
+		word "$line" ''
+	done
 	while read -r line; do
 		copy_module "$kernel_build/$line" "$root/lab/modules"
 		line=$(basename "$line")
