@@ -9,7 +9,8 @@
  *
  * In the same way there is a VT-d, with devices that are assigned to QEMU: what
  * iommufd and VFIO are asked for is kept account of, and what is done in the
- * wrong order, or left behind, is found.
+ * wrong order, or left behind, is found. One system call besides ioctls is
+ * answered: it makes a bus for mediated devices.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -38,6 +39,7 @@
 #include "libqos/virtio.h"
 #include "libqos/virtio-pci.h"
 #include "qobject/qdict.h"
+#include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "standard-headers/linux/pci_regs.h"
 #include "standard-headers/linux/virtio_config.h"
@@ -73,6 +75,9 @@
 #define X86_P           BIT_ULL(0)
 #define X86_RW          BIT_ULL(1)
 #define X86_US          BIT_ULL(2)
+
+/* What a mediated device is told from others by */
+#define MDEV_BUS        "/sys/bus/mdev"
 
 #define IOMMU           "virtio-iommu-pci,id=iommu,addr=3,stage1=on"
 #define VHOST           IOMMU ",num-invalqs=3,vhost=on"
@@ -118,6 +123,7 @@ typedef struct FakeObject {
 typedef struct FakeDevice {
     int file;
     uint32_t hwpt;              /* that it is attached to, or 0 */
+    bool mediated;              /* what it is attached to is an IOAS */
 } FakeDevice;
 
 typedef struct FakeQueue {
@@ -161,6 +167,8 @@ typedef struct Fake {
     FakeObject objects[MAX_OBJECTS];
     uint32_t nr_objects;        /* no ID is used twice, and none is 0 */
     uint32_t invalidated;       /* the last HWPT that something was done to */
+    unsigned int mapped;        /* how many times something was, at IOVA */
+    unsigned int unmapped;
 } Fake;
 
 static Fake fake = {
@@ -373,7 +381,9 @@ static int fake_iova_ranges(const struct seccomp_notif *req)
 static int fake_iommufd(const struct seccomp_notif *req)
 {
     struct iommu_hwpt_invalidate inval;
+    struct iommu_ioas_unmap unmap;
     struct iommu_ioas_alloc ioas;
+    struct iommu_ioas_map map;
 
     switch ((uint32_t)req->data.args[1]) {
     case IOMMU_IOAS_ALLOC:
@@ -384,8 +394,14 @@ static int fake_iommufd(const struct seccomp_notif *req)
     case IOMMU_IOAS_IOVA_RANGES:
         return fake_iova_ranges(req);
     case IOMMU_IOAS_MAP:
-    case IOMMU_IOAS_MAP_FILE:
+        fake_read(req, &map, sizeof(map));
+        fake.mapped += map.iova == IOVA;
+        return 0;
     case IOMMU_IOAS_UNMAP:
+        fake_read(req, &unmap, sizeof(unmap));
+        fake.unmapped += unmap.iova == IOVA;
+        return 0;
+    case IOMMU_IOAS_MAP_FILE:
     case IOMMU_IOAS_CHANGE_PROCESS:
         return 0;
     case IOMMU_HWPT_INVALIDATE:
@@ -438,9 +454,10 @@ static void fake_attach(FakeDevice *dev, uint32_t hwpt)
     if (hwpt) {
         g_assert_cmpuint(hwpt, <, fake.nr_objects);
         type = fake.objects[hwpt].type;
-        g_assert(type == PAGING || type == NESTED);
+        g_assert(dev->mediated ? type == IOAS :
+                 type == PAGING || type == NESTED);
         /* From here on the device caches what vhost-iommu has to invalidate */
-        g_assert(type == PAGING || !fake.vhost || fake_is_bound(hwpt));
+        g_assert(type != NESTED || !fake.vhost || fake_is_bound(hwpt));
         fake.objects[hwpt].users++;
     }
     if (dev->hwpt) {
@@ -612,6 +629,27 @@ static int fake_ioctl(const struct seccomp_notif *req)
     }
 }
 
+/*
+ * VFIO knows a mediated device by its bus. Returns whether this asks if that is
+ * a symbolic link, as realpath() does.
+ */
+static bool fake_is_mdev_bus(const struct seccomp_notif *req)
+{
+    uint64_t addr = req->data.args[req->data.nr == SYS_readlinkat];
+    char path[sizeof(MDEV_BUS)];
+    struct iovec local = { path, sizeof(path) };
+    struct iovec remote[2];
+    size_t len;
+
+    /* A shorter path may be the last that there is in memory */
+    len = MIN(sizeof(path), 4 * KiB - addr % (4 * KiB));
+    remote[0] = (struct iovec) { (void *)(uintptr_t)addr, len };
+    remote[1] = (struct iovec) { (void *)(uintptr_t)(addr + len),
+                                 sizeof(path) - len };
+    return process_vm_readv(req->pid, &local, 1, remote, 2, 0) ==
+           sizeof(path) && !memcmp(path, MDEV_BUS, sizeof(path));
+}
+
 /* Locked. Returns false if it is about another file. */
 static bool fake_answer(const struct seccomp_notif *req, int *ret)
 {
@@ -620,6 +658,14 @@ static bool fake_answer(const struct seccomp_notif *req, int *ret)
     FakeDevice *dev = NULL;
     bool iommufd = false;
 
+    if (req->data.nr != __NR_ioctl) {
+        if (!fake_is_mdev_bus(req)) {
+            return false;
+        }
+        /* It is there, but it is no link */
+        *ret = -EINVAL;
+        return true;
+    }
     for (i = 0; i < NR_DEVICES; i++) {
         dev = fd == fake.devices[i].file ? &fake.devices[i] : dev;
     }
@@ -693,19 +739,27 @@ static void fake_reset_host(bool vhost)
     fake.nr_targets = 0;
     fake.nr_objects = 1;
     fake.invalidated = 0;
+    fake.mapped = 0;
+    fake.unmapped = 0;
     for (i = 0; i < NR_DEVICES; i++) {
         fake.devices[i].hwpt = 0;
+        fake.devices[i].mediated = false;
     }
 }
 
 /*
- * Hand ioctls of vhost, VFIO and iommufd, of all processes that are started
- * from now on, to the fake. Returns false where that is not possible.
+ * Hand ioctls of vhost, VFIO and iommufd, and what is asked of symbolic links,
+ * of all processes that are started from now on, to the fake. Returns false
+ * where that is not possible.
  */
 static bool fake_start(void)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+#ifdef SYS_readlink
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_readlink, 6, 0),
+#endif
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_readlinkat, 5, 0),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_ioctl, 0, 5),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
                  offsetof(struct seccomp_data, args[1]) +
@@ -1595,8 +1649,7 @@ static Fixture *boot_host(bool vhost, const char *how, const char *more)
     return boot(iommu, host);
 }
 
-/* The driver numbers the bus behind the port, and starts. */
-static void host_driver_start(Fixture *f)
+static void number_bus(Fixture *f)
 {
     QPCIDevice *port = qpci_device_find(f->bus, QPCI_DEVFN(PORT_SLOT, 0));
 
@@ -1604,28 +1657,48 @@ static void host_driver_start(Fixture *f)
     qpci_config_writeb(port, PCI_SECONDARY_BUS, 1);
     qpci_config_writeb(port, PCI_SUBORDINATE_BUS, 1);
     g_free(port);
+}
+
+/* The driver numbers the bus behind the port, and starts. */
+static void host_driver_start(Fixture *f)
+{
+    number_bus(f);
     driver_start(f, true, NR_INVALQS);
 }
 
-/* Returns NULL, or why not. Each @nr is used once: QEMU closes its file. */
-static char *plug(Fixture *f, int nr, int iommufd, int function)
+/*
+ * Returns NULL, or why not. Each @nr is used once: QEMU closes its file.
+ * @sysfsdev: where it is said to be in sysfs, or NULL
+ */
+static char *plug_sysfs(Fixture *f, int nr, int iommufd, int function,
+                        const char *sysfsdev)
 {
     g_autofree char *id = g_strdup_printf("vfio%d", nr);
     g_autofree char *fd = g_strdup_printf("%d", fake.devices[nr].file);
     g_autofree char *be = g_strdup_printf("iommufd%d", iommufd);
     g_autofree char *addr = g_strdup_printf("0.%d", function);
     char *why = NULL;
-    QDict *rsp;
+    QDict *args, *rsp;
 
-    rsp = qtest_qmp(f->qts, "{ 'execute': 'device_add', 'arguments': { "
-                    "'driver': 'vfio-pci', 'id': %s, 'bus': 'rp', 'addr': %s,"
-                    " 'fd': %s, 'iommufd': %s, 'rombar': 0 } }", id, addr, fd,
-                    be);
+    args = qdict_from_jsonf_nofail("{ 'driver': 'vfio-pci', 'id': %s, "
+                                   "'bus': 'rp', 'addr': %s, 'fd': %s, "
+                                   "'iommufd': %s, 'rombar': 0 }", id, addr, fd,
+                                   be);
+    if (sysfsdev) {
+        qdict_put_str(args, "sysfsdev", sysfsdev);
+    }
+    rsp = qtest_qmp(f->qts, "{ 'execute': 'device_add', 'arguments': %p }",
+                    args);
     if (qdict_haskey(rsp, "error")) {
         why = g_strdup(qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"));
     }
     qobject_unref(rsp);
     return why;
+}
+
+static char *plug(Fixture *f, int nr, int iommufd, int function)
+{
+    return plug_sysfs(f, nr, iommufd, function, NULL);
 }
 
 static void plug_ok(Fixture *f, int nr)
@@ -2016,6 +2089,193 @@ static void test_host_cannot(void)
     g_assert(strstr(log, "this VT-d does not nest"));
 }
 
+/*
+ * Mediated devices
+ */
+
+/* One in sysfs, as far as VFIO looks at it */
+static char *new_mdev(void)
+{
+    char *dir = g_dir_make_tmp("virtio-iommu-XXXXXX", NULL);
+    g_autofree char *subsystem = NULL;
+
+    g_assert(dir);
+    subsystem = g_build_filename(dir, "subsystem", NULL);
+    g_assert_cmpint(symlink(MDEV_BUS, subsystem), ==, 0);
+    return dir;
+}
+
+static void delete_mdev(char *dir)
+{
+    g_autofree char *subsystem = g_build_filename(dir, "subsystem", NULL);
+
+    unlink(subsystem);
+    g_assert_cmpint(rmdir(dir), ==, 0);
+    g_free(dir);
+}
+
+static char *plug_mdev(Fixture *f, int nr)
+{
+    char *dir = new_mdev(), *why;
+
+    WITH_QEMU_LOCK_GUARD(&fake.lock) {
+        fake.devices[nr].mediated = true;
+    }
+    why = plug_sysfs(f, nr, 0, 1, dir);
+    delete_mdev(dir);
+    return why;
+}
+
+static uint8_t map_request(Fixture *f, const void *req, size_t len)
+{
+    struct virtio_iommu_req_tail tail;
+
+    g_assert_cmpuint(request(f, REQQ, req, len, sizeof(tail)), ==,
+                     sizeof(tail));
+    qtest_memread(f->qts, ANSWER, &tail, sizeof(tail));
+    return tail.status;
+}
+
+/* MAP and UNMAP come to VFIO. */
+static void expect_maps(Fixture *f)
+{
+    struct virtio_iommu_req_attach attach = {
+        .head.type = VIRTIO_IOMMU_T_ATTACH,
+        .domain = cpu_to_le32(DOMAIN),
+        .endpoint = cpu_to_le32(EP_VFIO),
+    };
+    struct virtio_iommu_req_map map = {
+        .head.type = VIRTIO_IOMMU_T_MAP,
+        .domain = cpu_to_le32(DOMAIN),
+        .virt_start = cpu_to_le64(IOVA),
+        .virt_end = cpu_to_le64(IOVA + 4 * KiB - 1),
+        .phys_start = cpu_to_le64(PAGE_A),
+        .flags = cpu_to_le32(VIRTIO_IOMMU_MAP_F_READ |
+                             VIRTIO_IOMMU_MAP_F_WRITE),
+    };
+    struct virtio_iommu_req_unmap unmap = {
+        .head.type = VIRTIO_IOMMU_T_UNMAP,
+        .domain = cpu_to_le32(DOMAIN),
+        .virt_start = cpu_to_le64(IOVA),
+        .virt_end = cpu_to_le64(IOVA + 4 * KiB - 1),
+    };
+
+    g_assert_cmpuint(map_request(f, &attach, offsetof(typeof(attach), tail)),
+                     ==, VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(fake.mapped, ==, 0);
+    g_assert_cmpuint(map_request(f, &map, offsetof(typeof(map), tail)), ==,
+                     VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(fake.mapped, ==, 1);
+    g_assert_cmpuint(fake.unmapped, ==, 0);
+    g_assert_cmpuint(map_request(f, &unmap, offsetof(typeof(unmap), tail)), ==,
+                     VIRTIO_IOMMU_S_OK);
+    g_assert_cmpuint(fake.unmapped, ==, 1);
+}
+
+/* With stage1=on the user is told that it gets MAP and UNMAP, and why. */
+static void mediated(bool stage1)
+{
+    g_autofree char *path = NULL;
+    g_autofree char *more = NULL;
+    g_autofree char *log = NULL;
+    g_autofree char *why = NULL;
+    uint64_t leaf, root;
+    Fixture *f;
+
+    close(g_file_open_tmp("virtio-iommu-XXXXXX", &path, NULL));
+    more = g_strdup_printf("2>%s", path);
+    f = boot_host(false, stage1 ? "stage1=on" : "stage1=off", more);
+    why = plug_mdev(f, 0);
+    g_assert_cmpstr(why, ==, NULL);
+    number_bus(f);
+    driver_start(f, stage1, stage1 ? NR_INVALQS : 0);
+    g_assert_cmpint(probe_formats(f, EP_VFIO), ==, 0);
+    if (stage1) {
+        root = new_root(f, &leaf);
+        g_assert_cmpuint(attach_vfio(f, root, DOMAIN), ==,
+                         VIRTIO_IOMMU_S_UNSUPP);
+    }
+    expect_maps(f);
+    WITH_QEMU_LOCK_GUARD(&fake.lock) {
+        fake_object(fake.devices[0].hwpt, IOAS);
+    }
+    unplug(f, 0);
+    expect_nothing(f);
+    stop(f);
+
+    g_assert(g_file_get_contents(path, &log, NULL, NULL));
+    unlink(path);
+    g_assert_cmpuint(count(log, "warning: "), ==, stage1);
+    g_assert_cmpuint(count(log, "vfio0 cannot have stage-1 tables"), ==,
+                     stage1);
+    g_assert_cmpuint(count(log, "it is mediated"), ==, stage1);
+}
+
+static void test_mediated_on(void)
+{
+    mediated(true);
+}
+
+static void test_mediated_off(void)
+{
+    mediated(false);
+}
+
+/* One that is refused leaves nothing, and does not stand in the way. */
+static void test_mediated_required(void)
+{
+    Fixture *f = boot_host(true, "stage1=required", "");
+    g_autofree char *why = plug_mdev(f, 0);
+
+    g_assert(why);
+    expect_text(why, "vfio0: ");
+    expect_text(why, "stage1=required, but the device cannot have stage-1 "
+                "tables: it is mediated");
+    expect_nothing(f);
+    host_driver_start(f);
+    plug_ok(f, 1);
+    g_assert_cmpint(probe_formats(f, EP_VFIO), ==, 1);
+    unplug(f, 1);
+    expect_nothing(f);
+    stop(f);
+}
+
+/* The error says what to do. */
+static void test_mediated_hint(void)
+{
+    char *dir = new_mdev();
+    g_autofree char *args = g_strdup_printf(
+        "virtio-iommu-pci,stage1=required "
+        "-object iommufd,id=iommufd0,fd=%d "
+        "-device vfio-pci,id=vfio0,fd=%d,iommufd=iommufd0,rombar=0,sysfsdev=%s",
+        fake.iommufds[0], fake.devices[0].file, dir);
+
+    fake_reset_host(false);
+    fake.devices[0].mediated = true;
+    expect_error(args, "use stage1=on, which lets a mediated one have MAP and "
+                 "UNMAP");
+    delete_mdev(dir);
+}
+
+/* There is no need to ask a server what its device is. */
+static void test_vfio_user(void)
+{
+    const char *device = " -device '{\"driver\":\"vfio-user-pci\",\"socket\":"
+                         "{\"type\":\"unix\",\"path\":\"/no/such\"}}'";
+    g_autofree char *required = g_strconcat("virtio-iommu-pci,stage1=required",
+                                            device, NULL);
+    g_autofree char *on = g_strconcat("virtio-iommu-pci,stage1=on", device,
+                                      NULL);
+
+    if (!qtest_has_device("vfio-user-pci")) {
+        g_test_skip("QEMU has no vfio-user-pci");
+        return;
+    }
+    expect_error(required, "tables: it is mediated");
+    expect_error(on, "warning: virtio-iommu: vfio-user:/no/such cannot have "
+                 "stage-1 tables");
+}
+
 /* Others may have the same requester ID. */
 static void test_host_shared_id(void)
 {
@@ -2098,6 +2358,11 @@ int main(int argc, char **argv)
         { "host/cannot", test_host_cannot, .host = true },
         { "host/shared-id", test_host_shared_id, .host = true },
         { "host/map-endpoint", test_host_map_endpoint, .host = true },
+        { "mediated/on", test_mediated_on, .host = true },
+        { "mediated/off", test_mediated_off, .host = true },
+        { "mediated/required", test_mediated_required, .host = true },
+        { "mediated/hint", test_mediated_hint, .host = true },
+        { "mediated/vfio-user", test_vfio_user, true, .host = true },
     };
     int i;
 
