@@ -96,13 +96,27 @@ static int nic_up(struct nic *nic, bool up)
 	return nic_ioctl(nic, SIOCSIFFLAGS, &ifr);
 }
 
-static bool has_carrier(void *arg)
+static bool shows(struct nic *nic, const char *file, const char *what)
+{
+	char path[64], text[16];
+
+	snprintf(path, sizeof(path), "/sys/class/net/%s/%s", nic->name, file);
+	return !read_file(path, text, sizeof(text)) &&
+	       !strncmp(text, what, strlen(what));
+}
+
+/*
+ * What is sent is dropped until the queue is activated, some time after the
+ * carrier is there. Under one lock the kernel sets operstate by the carrier and
+ * activates the queue. To read carrier takes that lock, and has it done for what
+ * has changed before: operstate is not from an earlier time.
+ */
+static bool is_up(void *arg)
 {
 	struct nic *nic = arg;
-	char path[64], text[8];
 
-	snprintf(path, sizeof(path), "/sys/class/net/%s/carrier", nic->name);
-	return !read_file(path, text, sizeof(text)) && text[0] == '1';
+	return shows(nic, "carrier", "1") && shows(nic, "operstate", "up") &&
+	       shows(nic, "carrier", "1");
 }
 
 static int nic_init(struct nic *nic, const char *name)
@@ -148,7 +162,7 @@ static int nic_start(struct nic *nic, int mtu)
 		ret = nic_up(nic, true);
 	if (ret)
 		return ret;
-	if (!wait_until(has_carrier, nic))
+	if (!wait_until(is_up, nic))
 		return -ETIMEDOUT;
 	/* an interface that goes down is an error of its sockets */
 	return bind(nic->fd, (struct sockaddr *)&addr, sizeof(addr)) ? -errno : 0;
@@ -229,6 +243,40 @@ static int take_frame(struct nic *nic, struct nic *from, int mtu)
 	return 1;
 }
 
+static void print_lines(const char *path, const char *with, const char *before)
+{
+	char line[256];
+	FILE *file = fopen(path, "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (strstr(line, with))
+			fprintf(stderr, "# %s%s", before, line);
+	if (file)
+		fclose(file);
+}
+
+/* What the NIC, its driver and its interrupts have counted. */
+static void print_counts(const struct nic *nic)
+{
+	char path[600], before[300];
+	struct dirent *ent;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/sys/class/net/%s/statistics", nic->name);
+	dir = opendir(path);
+	while (dir && (ent = readdir(dir))) {
+		if (ent->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/sys/class/net/%s/statistics/%s",
+			 nic->name, ent->d_name);
+		snprintf(before, sizeof(before), "%s: %s ", nic->name, ent->d_name);
+		print_lines(path, "", before);
+	}
+	if (dir)
+		closedir(dir);
+	print_lines("/proc/interrupts", nic->name, "");
+}
+
 /* @frames frames in each direction, at the same time. */
 static int exchange(struct nic nic[NICS], __u32 frames, int mtu)
 {
@@ -261,10 +309,12 @@ static int exchange(struct nic nic[NICS], __u32 frames, int mtu)
 		ret = poll(pfd, NICS, IDLE_MS);
 		if (ret > 0)
 			continue;
-		for (i = 0; i < NICS; i++)
+		for (i = 0; i < NICS; i++) {
 			fprintf(stderr, "# %s: %u of %u sent, %u acknowledged, %u received\n",
 				nic[i].name, nic[i].sent, frames, nic[i].acked,
 				nic[i].expected);
+			print_counts(&nic[i]);
+		}
 		return ret ? -errno : -ETIMEDOUT;
 	}
 }
