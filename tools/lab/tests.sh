@@ -10,7 +10,7 @@ check_stages=(lab patches_linux patches_qemu spec spec_selftest spec_html checkp
 	unit_faults neutral sparse arm64)
 vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug
 	iommufd_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
-	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups full_tree_smmuv3 full_smmuv3
+	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups full_trees full_vtd full_smmuv3
 	demo demo_drop bench flood splats full_splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo, bench and flood
 # have two VMs each.
@@ -21,7 +21,7 @@ parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 i
 	full_smmuv3_two full_modes_vtd full_modes_smmuv3 full_debug_vtd full_debug_smmuv3 full_counts_vtd full_counts_smmuv3
 	full_switches_vtd full_switches_smmuv3 full_long_vtd full_long_smmuv3)
 long_stages=(fail_nth guest_trees guest_faults guest_debug guest_debug_arm64 guest_granules guest_splats
-	peers peers_arm64 guest_long guest_long_arm64 full_trees full_vtd stock_trees full_stock_vtd full_stock_smmuv3
+	peers peers_arm64 guest_long guest_long_arm64 full_trees stock_trees full_stock_vtd full_stock_smmuv3
 	full_mixed_vtd full_mixed_smmuv3 full_smmuv3_two full_modes_vtd full_modes_smmuv3 full_counts_vtd full_counts_smmuv3
 	full_switches_vtd full_switches_smmuv3 full_bytes full_debug_vtd full_debug_smmuv3 full_long_vtd full_long_smmuv3
 	full_splats)
@@ -568,11 +568,6 @@ check_guest_trees() {
 check_full_trees() {
 	tap_plan 2
 	tap_loud "the static QEMU for x86" build_qemu_static x86
-	tap_loud "the static QEMU for arm64" build_qemu_static arm64
-}
-
-check_full_tree_smmuv3() {
-	tap_plan 1
 	tap_loud "the static QEMU for arm64" build_qemu_static arm64
 }
 
