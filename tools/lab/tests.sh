@@ -355,6 +355,21 @@ bench_guest() {
 	done
 }
 
+# full_rows HOST: sets names and options, of the rows of its table and for lab run
+full_rows() {
+	local h=$1
+
+	names=("$h alone, its own driver" "MAP and UNMAP" "table, vhost=off" "table, vhost=on, worker"
+		"table, vhost=on, inline")
+	options=("--host $h --kernel guest" "--full $h --viommu stage1=off,num-invalqs=1 --vhost off"
+		"--full $h --vhost off" "--full $h --vhost on --viommu vhost-mode=worker"
+		"--full $h --vhost on --viommu vhost-mode=inline")
+	if [[ $h == vtd ]]; then
+		names+=("  the same, kick by MMIO" "emulated VT-d")
+		options+=("--full $h --vhost on --viommu vhost-mode=inline,pio-notify=off" "--full $h --vendor")
+	fi
+}
+
 # bench_full: the same in a guest that a host runs, with a device of the host. Here the clock counts the
 # instructions of the guest, of the host's kernel and of its QEMU.
 bench_full() {
@@ -364,23 +379,15 @@ bench_full() {
 	need_packages
 	for h in "${wanted[@]}"; do
 		[[ " ${hosts[*]} " == *" $h "* ]] || die "lab bench --full $h: there is no such host" "There are: ${hosts[*]}"
-		steps=$((steps + $([[ $h == vtd ]] && echo 22 || echo 18)))
+		full_rows "$h"
+		steps=$((steps + 2 * ${#names[@]} + 2 * ${#switches_modes[@]}))
 	done
 	plan "$steps"
 	build_qemu || die "QEMU was not built"
 	for h in "${wanted[@]}"; do
 		select_host "$h"
 		build_programs "$arch" || die "dma_bench was not built for $arch"
-		names=("$h alone, its own driver" "MAP and UNMAP" "table, vhost=off" "table, vhost=on, worker"
-			"table, vhost=on, inline")
-		options=("--host $h --kernel guest" "--full $h --viommu stage1=off,num-invalqs=1 --vhost off"
-			"--full $h --vhost off" "--full $h --vhost on --viommu vhost-mode=worker"
-			"--full $h --vhost on --viommu vhost-mode=inline")
-		if [[ $h == vtd ]]; then
-			names+=("  the same, kick by MMIO" "emulated VT-d")
-			options+=("--full $h --vhost on --viommu vhost-mode=inline,pio-notify=off" "--full $h --vendor")
-		fi
-
+		full_rows "$h"
 		printf '%s: instructions of all levels, one CPU and one thread; long: more than 30000\n' "$h"
 		printf '%-26s %-6s %8s %8s %8s %8s %8s %8s %6s %8s %8s %8s\n' "" "" "map 1" "unmap 1" "map 16" "unmap 16" \
 			"map 256" "unm 256" "long 1" "rest 1" "max 1" "pairs 1"
@@ -406,6 +413,8 @@ bench_full_row() {
 		END { print one }' "$out/dma_bench.$arch.out"
 }
 
+switches_modes=(worker worker,vhost-poll-us=200 inline auto)
+
 # switches_table HOST: who serves the invalidations of a guest, and how often a thread of its VMM is switched meanwhile
 switches_table() {
 	local mode threads
@@ -413,7 +422,7 @@ switches_table() {
 	printf '%s: strict, one page; per request, one vCPU (instructions counted) and four (not counted)\n' "$1"
 	printf '%-28s %5s %10s %10s %10s %10s %10s %10s\n' "" vCPUs requests "per kick" "descs" "flushes" "worker's" switches
 	for threads in 1 4; do
-		for mode in worker worker,vhost-poll-us=200 inline auto; do
+		for mode in "${switches_modes[@]}"; do
 			step "$1: $mode, $threads threads"
 			watched_run "$1" "$mode" "$threads" >"$out/watched.out" ||
 				die "dma_bench failed" "$(<"$out/watched.out")"
