@@ -73,7 +73,7 @@ put_into_host() {
 	host_modules+=("${nested_modules[@]}")
 	host_append+=("${nested_append[@]}")
 	host_words+=("${nested_words[@]}")
-	prepare_kernel "$([[ $host_kernel == debug ]] && echo guest-debug || echo guest)"
+	prepare_kernel "$([[ $host_kernel == debug ]] && echo guest-debug || echo lab)"
 	cp "$kernel_build/$arch_image" "$dir/kernel"
 	make_root "$dir/host"
 	for item in "$port_console" "$port_qmp" "$port_errors" "$port_trace" "$port_copies"; do

@@ -36,7 +36,7 @@ select_arch() {
 # --- kernels ---
 
 kinds=(lab debug lab-arm64 debug-arm64)
-guest_kinds=(guest guest-debug guest-arm64 guest-debug-arm64 guest-16k-arm64 guest-64k-arm64)
+guest_kinds=(guest-debug guest-debug-arm64 guest-16k-arm64 guest-64k-arm64)
 
 # select_kind KIND: sets kind_config, the files of its configuration, and its architecture
 select_kind() {
@@ -48,19 +48,19 @@ select_kind() {
 		select_arch x86
 	fi
 	kind_config=("$lab/kernel-common.config" "$lab/kernel-$arch.config")
-	[[ $1 != guest* ]] || kind_config+=("$lab/kernel-guest.config" "$lab/kernel-guest-$arch.config")
+	[[ $1 == debug* ]] || kind_config+=("$lab/kernel-guest.config" "$lab/kernel-guest-$arch.config")
 	[[ $1 != *debug* ]] || kind_config+=("$lab/kernel-debug.config")
 	[[ $1 != guest-debug* ]] || kind_config+=("$lab/kernel-guest-debug.config")
 	[[ $1 != guest-[0-9]* ]] || kind_config+=("$lab/kernel-${1%-arm64}.config")
 }
 
-# machine_kind lab|debug|guest|16k|64k: the kind of kernel that the selected machine runs
+# machine_kind lab|debug|16k|64k: the kind of kernel that the selected machine runs
 machine_kind() {
-	case $host_is_guest$1 in
-	1lab | *guest) echo "guest$arch_suffix" ;;
-	1*) echo "guest-$1$arch_suffix" ;;
-	*) echo "$1$arch_suffix" ;;
-	esac
+	if [[ $host_is_guest && $1 != lab ]]; then
+		echo "guest-$1$arch_suffix"
+	else
+		echo "$1$arch_suffix"
+	fi
 }
 
 # --- hosts and guests ---

@@ -194,7 +194,7 @@ demo_full() {
 	select_host "$1"
 	build_qemu || die "QEMU was not built"
 	build_qemu_static "$arch" || die "the static QEMU was not built"
-	build_linux "guest$arch_suffix" || die "the kernel was not built"
+	build_linux "$(machine_kind lab)" || die "the kernel was not built"
 	step "programs: for $arch"
 	build_programs "$arch" || die "the programs were not built for $arch"
 	step "running a guest in the host $1: files and blocks of NVMe drives"
@@ -328,7 +328,7 @@ bench_guest() {
 		done
 		build_programs "$a" || die "dma_bench was not built for $a"
 		names=("$h, its own driver" "virtio-iommu, stage-1 table" "virtio-iommu, MAP and UNMAP")
-		options=("--host $h --kernel guest" "--guest $a --viommu check=off"
+		options=("--host $h" "--guest $a --viommu check=off"
 			"--guest $a --viommu stage1=off,check=off")
 
 		printf '%s: instructions of the kernel, one CPU and one thread\n' "$a"
@@ -361,7 +361,7 @@ full_rows() {
 
 	names=("$h alone, its own driver" "MAP and UNMAP" "table, vhost=off" "table, vhost=on, worker"
 		"table, vhost=on, inline")
-	options=("--host $h --kernel guest" "--full $h --viommu stage1=off,num-invalqs=1 --vhost off"
+	options=("--host $h" "--full $h --viommu stage1=off,num-invalqs=1 --vhost off"
 		"--full $h --vhost off" "--full $h --vhost on --viommu vhost-mode=worker"
 		"--full $h --vhost on --viommu vhost-mode=inline")
 	if [[ $h == vtd ]]; then
@@ -472,7 +472,7 @@ lab_profile() {
 	select_host "$h"
 	build_qemu || die "QEMU was not built"
 	build_qemu_static "$arch" || die "the static QEMU was not built"
-	build_linux "guest$arch_suffix" || die "the kernel was not built"
+	build_linux "$(machine_kind lab)" || die "the kernel was not built"
 	build_programs "$arch" || die "dma_bench was not built for $arch"
 	step "tracing a guest in the host $h: vhost=on,$properties"
 	rm -f "$log".*
@@ -566,7 +566,7 @@ lab_spec() {
 
 # All that the VM stages need, so that each one's time is its own.
 check_trees() {
-	build_trees "${kinds[@]}" guest guest-arm64
+	build_trees "${kinds[@]}"
 }
 
 check_guest_trees() {
@@ -583,8 +583,8 @@ check_full_trees() {
 # Hosts with a kernel that has nothing of ours
 check_stock_trees() {
 	tap_plan 2
-	tap_loud "the guest kernel without anything of ours" build_stock guest
-	tap_loud "the guest-arm64 kernel without anything of ours" build_stock guest-arm64
+	tap_loud "the lab kernel without anything of ours" build_stock lab
+	tap_loud "the lab-arm64 kernel without anything of ours" build_stock lab-arm64
 }
 
 build_stock() {

@@ -413,9 +413,9 @@ check_run_options() {
 		[[ $kernel != debian-* ]] || die "lab run --kernel $kernel is for guests" "Say --guest x86 or --guest arm64."
 		[[ $qemu == ours ]] || die "lab run --qemu $qemu is for guests" "Say --guest x86 or --guest arm64."
 	fi
-	[[ " lab debug guest 16k 64k ${debian_kernels[*]} " == *" $kernel "* ]] ||
+	[[ " lab debug 16k 64k ${debian_kernels[*]} " == *" $kernel "* ]] ||
 		die "lab run --kernel $kernel: there is no such kernel" \
-			"There are lab, debug and guest, and for guests: ${debian_kernels[*]}, 16k and 64k"
+			"There are lab and debug, and for guests: ${debian_kernels[*]}, 16k and 64k"
 	[[ $kernel != [0-9]* || $host == guest-arm64 ]] || die "lab run --kernel $kernel is for --guest arm64"
 	[[ $qemu == ours || $qemu == debian ]] || die "lab run --qemu: ours or debian, not $qemu"
 	for option in smp edu=edus smmus timeout=limit; do
