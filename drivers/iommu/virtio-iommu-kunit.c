@@ -1089,6 +1089,55 @@ static void domain_pages(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, fake->bad, 0);
 }
 
+/* Of two tables; and what is not next to what was gathered goes by itself. */
+static void domain_many_pages(struct kunit *test)
+{
+	const u64 start = TABLE_IOVA + TABLE_SIZE / 2;
+	const u64 rest = TABLE_SIZE - 4 * PAGE_SIZE;
+	struct fake *fake = test->priv;
+	struct iommu_iotlb_gather gather;
+
+	map(test, 2 * TABLE_SIZE);
+	KUNIT_EXPECT_EQ(test, rest, iommu_unmap(fake->domain, start, rest));
+	KUNIT_EXPECT_EQ(test, fake->nr_requests, 1);
+	expect_request(test, 0, 1);
+	expect_desc(test, &fake->requests[0].desc[0], VIRTIO_IOMMU_INV_S_RANGE,
+		    PAGE_SHIFT, VIRTIO_IOMMU_INV_F_LEAF, start,
+		    start + rest - 1);
+
+	iommu_iotlb_gather_init(&gather);
+	KUNIT_EXPECT_EQ(test, 2 * PAGE_SIZE,
+			iommu_unmap_fast(fake->domain, start + rest,
+					 2 * PAGE_SIZE, &gather));
+	KUNIT_EXPECT_EQ(test, 3 * PAGE_SIZE,
+			iommu_unmap_fast(fake->domain, TABLE_IOVA,
+					 3 * PAGE_SIZE, &gather));
+	KUNIT_EXPECT_EQ(test, PAGE_SIZE,
+			iommu_unmap_fast(fake->domain,
+					 TABLE_IOVA + 3 * PAGE_SIZE, PAGE_SIZE,
+					 &gather));
+	iommu_iotlb_sync(fake->domain, &gather);
+	/* Where entries have no known size, one range may have gaps. */
+	if (format_here.format == VIRTIO_IOMMU_TABLE_ARM64_S1) {
+		KUNIT_EXPECT_EQ(test, fake->nr_requests, 3);
+		expect_desc(test, &fake->requests[1].desc[0],
+			    VIRTIO_IOMMU_INV_S_RANGE, PAGE_SHIFT,
+			    VIRTIO_IOMMU_INV_F_LEAF, start + rest,
+			    start + rest + 2 * PAGE_SIZE - 1);
+		expect_desc(test, &fake->requests[2].desc[0],
+			    VIRTIO_IOMMU_INV_S_RANGE, PAGE_SHIFT,
+			    VIRTIO_IOMMU_INV_F_LEAF, TABLE_IOVA,
+			    TABLE_IOVA + 4 * PAGE_SIZE - 1);
+	} else {
+		KUNIT_EXPECT_EQ(test, fake->nr_requests, 2);
+		expect_desc(test, &fake->requests[1].desc[0],
+			    VIRTIO_IOMMU_INV_S_RANGE, PAGE_SHIFT,
+			    VIRTIO_IOMMU_INV_F_LEAF, TABLE_IOVA,
+			    start + rest + 2 * PAGE_SIZE - 1);
+	}
+	KUNIT_EXPECT_EQ(test, fake->bad, 0);
+}
+
 static void watch_table(struct kunit *test)
 {
 	struct fake *fake = test->priv;
@@ -1206,6 +1255,7 @@ static struct kunit_suite invalq_suite = {
 
 static struct kunit_case domain_cases[] = {
 	KUNIT_CASE(domain_pages),
+	KUNIT_CASE(domain_many_pages),
 	KUNIT_CASE(domain_table),
 	KUNIT_CASE(domain_table_lazy),
 	KUNIT_CASE(domain_not_attached),

@@ -522,15 +522,6 @@ static void viommu_s1_tlb_flush_walk(unsigned long iova, size_t size,
 	viommu_s1_flush(s1_domain, &inval);
 }
 
-static void viommu_s1_tlb_add_page(struct iommu_iotlb_gather *gather,
-				   unsigned long iova, size_t granule,
-				   void *cookie)
-{
-	struct viommu_s1_domain *s1_domain = cookie;
-
-	iommu_iotlb_gather_add_page(&s1_domain->domain, gather, iova, granule);
-}
-
 static void *viommu_s1_alloc_table(void *cookie, size_t size, gfp_t gfp)
 {
 	struct viommu_s1_domain *s1_domain = cookie;
@@ -550,7 +541,6 @@ static void viommu_s1_free_table(void *cookie, void *pages, size_t size)
 static const struct iommu_flush_ops viommu_s1_flush_ops = {
 	.tlb_flush_all	= viommu_s1_tlb_flush_all,
 	.tlb_flush_walk	= viommu_s1_tlb_flush_walk,
-	.tlb_add_page	= viommu_s1_tlb_add_page,
 };
 
 static int viommu_s1_arm64_map_pages(struct iommu_domain *domain,
@@ -571,8 +561,18 @@ static size_t viommu_s1_arm64_unmap_pages(struct iommu_domain *domain,
 					  struct iommu_iotlb_gather *gather)
 {
 	struct io_pgtable_ops *ops = to_s1_domain(domain)->pgtbl;
+	size_t unmapped;
 
-	return ops->unmap_pages(ops, iova, pgsize, pgcount, gather);
+	unmapped = ops->unmap_pages(ops, iova, pgsize, pgcount, gather);
+	/*
+	 * All of it at once, instead of a tlb_add_page() for each page. The first
+	 * one has what was gathered before sent, if that does not suit.
+	 */
+	if (unmapped && gather && !iommu_iotlb_gather_queued(gather)) {
+		iommu_iotlb_gather_add_page(domain, gather, iova, pgsize);
+		iommu_iotlb_gather_add_range(gather, iova, unmapped);
+	}
+	return unmapped;
 }
 
 static phys_addr_t viommu_s1_arm64_iova_to_phys(struct iommu_domain *domain,
