@@ -642,14 +642,12 @@ static void trace_request(struct vhost_iommu_vq *q, unsigned int nr)
 				       sizeof(req->descs[i]));
 }
 
-/* A request that is not cut into pieces is copied without the iterator. */
-static bool copy_in(void *to, size_t len, const struct iovec *iov,
-		    unsigned int nr)
+/* Of a request that is cut into pieces. Rare, so the iterator stays out of the way. */
+static noinline bool copy_in_pieces(void *to, size_t len,
+				    const struct iovec *iov, unsigned int nr)
 {
 	struct iov_iter iter;
 
-	if (likely(iov->iov_len >= len))
-		return !copy_from_user(to, iov->iov_base, len);
 	iov_iter_init(&iter, ITER_SOURCE, iov, nr, len);
 	return copy_from_iter_full(to, len, &iter);
 }
@@ -658,20 +656,35 @@ static bool copy_in(void *to, size_t len, const struct iovec *iov,
  * done comes first, the request tail (the status) last [INV-D-9]; what may be
  * between them is zero.
  */
-static bool copy_answer(const struct virtio_iommu_inv_tail *tail, size_t len,
-			const struct iovec *iov, unsigned int nr)
+static noinline bool
+copy_answer_pieces(const struct virtio_iommu_inv_tail *tail, size_t len,
+		   const struct iovec *iov, unsigned int nr)
 {
 	const size_t status = offsetof(typeof(*tail), status);
 	u8 answer[VHOST_IOMMU_TAIL_MAX] = {};
 	struct iov_iter iter;
 
-	if (likely(len == sizeof(*tail) && iov->iov_len >= len))
-		return !copy_to_user(iov->iov_base, tail, len);
 	memcpy(answer, tail, status);
 	memcpy(answer + len - (sizeof(*tail) - status), &tail->status,
 	       sizeof(*tail) - status);
 	iov_iter_init(&iter, ITER_DEST, iov, nr, len);
 	return copy_to_iter(answer, len, &iter) == len;
+}
+
+static bool copy_in(void *to, size_t len, const struct iovec *iov,
+		    unsigned int nr)
+{
+	if (likely(iov->iov_len >= len))
+		return !copy_from_user(to, iov->iov_base, len);
+	return copy_in_pieces(to, len, iov, nr);
+}
+
+static bool copy_answer(const struct virtio_iommu_inv_tail *tail, size_t len,
+			const struct iovec *iov, unsigned int nr)
+{
+	if (likely(len == sizeof(*tail) && iov->iov_len >= len))
+		return !copy_to_user(iov->iov_base, tail, len);
+	return copy_answer_pieces(tail, len, iov, nr);
 }
 
 /*
