@@ -742,11 +742,11 @@ check_mock() {
 }
 
 check_mock_debug() {
-	vm_programs mock-debug --kernel debug --edu 0 --leaks --timeout 600 -- iommufd_inval vhost_iommu_mock
+	vm_programs mock-debug --kernel debug --edu 0 --leaks --timeout 1800 -- iommufd_inval vhost_iommu_mock
 }
 
 check_mock_debug_arm64() {
-	vm_programs mock-debug-arm64 --host smmuv3 --kernel debug --edu 0 --leaks --timeout 600 -- \
+	vm_programs mock-debug-arm64 --host smmuv3 --kernel debug --edu 0 --leaks --timeout 1800 -- \
 		iommufd_inval vhost_iommu_mock
 }
 
@@ -759,7 +759,7 @@ check_dma() {
 }
 
 check_dma_debug() {
-	vm_programs dma-debug --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 600 \
+	vm_programs dma-debug --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 1800 \
 		--env VHOST_IOMMU_MODE=worker -- \
 		"vhost_iommu_dma $x86_tables"
 }
@@ -782,7 +782,7 @@ check_dma_smmuv3_two() {
 }
 
 check_dma_debug_smmuv3() {
-	vm_programs dma-debug-smmuv3 --host smmuv3 --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 600 -- \
+	vm_programs dma-debug-smmuv3 --host smmuv3 --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 1800 -- \
 		"vhost_iommu_dma -v arm_4k"
 }
 
@@ -821,11 +821,11 @@ check_iommufd_arm64() {
 }
 
 check_iommufd_debug() {
-	vm_programs iommufd-debug --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 900 -- iommufd
+	vm_programs iommufd-debug --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 1800 -- iommufd
 }
 
 check_iommufd_debug_arm64() {
-	vm_programs iommufd-debug-arm64 --host smmuv3 --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 900 -- iommufd
+	vm_programs iommufd-debug-arm64 --host smmuv3 --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 1800 -- iommufd
 }
 
 check_fail_nth() {
@@ -921,7 +921,7 @@ check_guest_granules() {
 	local granule rc=0
 
 	for granule in 16 64; do
-		guest_works "guest-granules-$granule" arm64 "arm64 $granule 48" --kernel "${granule}k" --timeout 600 || rc=$?
+		guest_works "guest-granules-$granule" arm64 "arm64 $granule 48" --kernel "${granule}k" --timeout 1800 || rc=$?
 	done
 	return "$rc"
 }
