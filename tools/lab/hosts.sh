@@ -50,6 +50,7 @@ select_kind() {
 	kind_config=("$lab/kernel-common.config" "$lab/kernel-$arch.config")
 	[[ $1 == debug* ]] || kind_config+=("$lab/kernel-guest.config" "$lab/kernel-guest-$arch.config")
 	[[ $1 != *debug* ]] || kind_config+=("$lab/kernel-debug.config")
+	[[ $1 != *debug* || $arch != x86 ]] || kind_config+=("$lab/kernel-debug-x86.config")
 	[[ $1 != guest-debug* ]] || kind_config+=("$lab/kernel-guest-debug.config")
 	[[ $1 != guest-[0-9]* ]] || kind_config+=("$lab/kernel-${1%-arm64}.config")
 }
