@@ -14,7 +14,8 @@ vm_stages=(trees qtests qemu_faults faults mock_debug mock_debug_arm64 dma_debug
 	demo demo_drop bench flood splats full_splats)
 # Most of their time is one CPU's, or a wait for the emulated device: two run at a time. demo, bench and flood
 # have two VMs each.
-parallel_stages=(faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
+parallel_stages=(checkpatch_linux checkpatch_qemu kernel_doc qtests qemu_faults
+	faults mock_debug mock_debug_arm64 dma_debug dma_debug_smmuv3 iommufd_debug iommufd_debug_arm64
 	guest_debug guest_debug_arm64 mock dma dma_smmuv3 dma_smmuv3_noril dma_smmuv3_two erratum iommufd iommufd_arm64
 	guest guest_arm64 guest_kunit guest_kunit_arm64 guest_levels guest_groups guest_granules peers peers_arm64
 	guest_long guest_long_arm64 full_vtd full_smmuv3 full_stock_vtd full_stock_smmuv3 full_mixed_vtd full_mixed_smmuv3
