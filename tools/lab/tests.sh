@@ -742,12 +742,15 @@ check_mock() {
 	vm_programs mock --edu 0 --timeout 600 -- iommufd_inval vhost_iommu_mock
 }
 
+# Seconds for a VM with a debug kernel, on a machine that has other things to do
+debug_limit=1800
+
 check_mock_debug() {
-	vm_programs mock-debug --kernel debug --edu 0 --leaks --timeout 1800 -- iommufd_inval vhost_iommu_mock
+	vm_programs mock-debug --kernel debug --edu 0 --leaks --timeout "$debug_limit" -- iommufd_inval vhost_iommu_mock
 }
 
 check_mock_debug_arm64() {
-	vm_programs mock-debug-arm64 --host smmuv3 --kernel debug --edu 0 --leaks --timeout 1800 -- \
+	vm_programs mock-debug-arm64 --host smmuv3 --kernel debug --edu 0 --leaks --timeout "$debug_limit" -- \
 		iommufd_inval vhost_iommu_mock
 }
 
@@ -760,7 +763,7 @@ check_dma() {
 }
 
 check_dma_debug() {
-	vm_programs dma-debug --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 1800 \
+	vm_programs dma-debug --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout "$debug_limit" \
 		--env VHOST_IOMMU_MODE=worker -- \
 		"vhost_iommu_dma $x86_tables"
 }
@@ -783,8 +786,8 @@ check_dma_smmuv3_two() {
 }
 
 check_dma_debug_smmuv3() {
-	vm_programs dma-debug-smmuv3 --host smmuv3 --kernel debug --icount --edu 2 --hugepages 64 --leaks --timeout 1800 -- \
-		"vhost_iommu_dma -v arm_4k"
+	vm_programs dma-debug-smmuv3 --host smmuv3 --kernel debug --icount --edu 2 --hugepages 64 --leaks \
+		--timeout "$debug_limit" -- "vhost_iommu_dma -v arm_4k"
 }
 
 # The same tests with and without the SMMU's erratum: with it, each TLBI and each CFGI_CD is issued twice.
@@ -822,11 +825,13 @@ check_iommufd_arm64() {
 }
 
 check_iommufd_debug() {
-	vm_programs iommufd-debug --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 1800 -- iommufd
+	vm_programs iommufd-debug --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout "$debug_limit" -- \
+		iommufd
 }
 
 check_iommufd_debug_arm64() {
-	vm_programs iommufd-debug-arm64 --host smmuv3 --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout 1800 -- iommufd
+	vm_programs iommufd-debug-arm64 --host smmuv3 --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout "$debug_limit" -- \
+		iommufd
 }
 
 check_fail_nth() {
