@@ -98,7 +98,7 @@ scratch() {
 # Clones of the repository, and runs of one clone, share the cache. A tree has three kinds of locks:
 #   TREE.sync      who brings the tree's files up to date holds it
 #   TREE           who builds from the tree shares it; changing what builds read wants it alone
-#   TREE.KIND      one build directory
+#   TREE.KIND      one build directory; QEMU's is shared by those who find it built
 # in this order; nobody takes one of another tree meanwhile, so no two runs wait for each other.
 
 declare -A lock_fd=()

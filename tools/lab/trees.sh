@@ -542,23 +542,41 @@ configure_qemu() {
 
 # build_qemu [tests]: QEMU for each host (and its tests) is up to date in $qemu_build, until release
 build_qemu() {
-	local tests=${1:-} build log hash targets=() t stamp=.lab-stamp
+	local tests=${1:-} build log hash stamp=.lab-stamp
 
 	unpack meson
 	export PYTHONPATH=$pristine/$base_id/usr/lib/python3/dist-packages
 	sync_tree qemu
-	lock "$tree_lock.build" "QEMU '$work_name'"
 	build=$tree/build
 	qemu_build=$build
 	hash=$( (cat "$tree/.lab-build-hash"; echo "${qemu_options[@]}" "${qtests[@]}"; gcc -dumpfullversion) | sha256sum |
 		cut -d' ' -f1)
 	[[ ! $tests ]] || stamp=.lab-stamp-tests
-	if [[ -f $build/$stamp && $(<"$build/$stamp") == "$hash" ]]; then
+	# who finds it built shares it: qtests run in the build directory
+	lock "$tree_lock.build" "QEMU '$work_name'" -s
+	if qemu_is_built; then
 		step "qemu: up to date"
 		return 0
 	fi
 	step "qemu: building QEMU${tests:+ and its tests}"
 	log=$cache/logs/$work_name-qemu.log
+	until qemu_is_built; do
+		lock "$tree_lock.build" "QEMU '$work_name'"
+		qemu_is_built || compile_qemu || return 1
+		# for a moment it is nobody's
+		lock "$tree_lock.build" "QEMU '$work_name'" -s
+	done
+}
+
+# For build_qemu, with its variables
+qemu_is_built() {
+	[[ -f $build/$stamp && $(<"$build/$stamp") == "$hash" ]]
+}
+
+compile_qemu() {
+	local t
+	local -a targets=()
+
 	# also that of the other targets: ninja removes what this tree does not know
 	rm -f "$build/.lab-stamp" "$build/.lab-stamp-tests"
 	configure_qemu "$build" "$log" "${qemu_options[@]}" || return 1
