@@ -824,14 +824,16 @@ check_iommufd_arm64() {
 	vm_programs iommufd-arm64 --host smmuv3 --edu 0 --hugepages 300 --mem 3G --timeout 300 -- iommufd
 }
 
+# These tests give themselves 30 s, which for one with 128 MiB of bits is not enough on every machine: their clock
+# counts instructions.
 check_iommufd_debug() {
-	vm_programs iommufd-debug --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout "$debug_limit" -- \
+	vm_programs iommufd-debug --kernel debug --icount --edu 0 --hugepages 300 --mem 3G --timeout "$debug_limit" -- \
 		iommufd
 }
 
 check_iommufd_debug_arm64() {
-	vm_programs iommufd-debug-arm64 --host smmuv3 --kernel debug --edu 0 --hugepages 300 --mem 3G --timeout "$debug_limit" -- \
-		iommufd
+	vm_programs iommufd-debug-arm64 --host smmuv3 --kernel debug --icount --edu 0 --hugepages 300 --mem 3G \
+		--timeout "$debug_limit" -- iommufd
 }
 
 check_fail_nth() {
