@@ -26,6 +26,7 @@ long_stages=(mock_debug iommufd_debug fail_nth guest_trees guest_faults guest_de
 	full_mixed_vtd full_mixed_smmuv3 full_smmuv3_two full_modes_vtd full_modes_smmuv3 full_counts_vtd full_counts_smmuv3
 	full_switches_vtd full_switches_smmuv3 full_bytes full_debug_vtd full_debug_smmuv3 full_long_vtd full_long_smmuv3
 	full_splats)
+all_stages=("${check_stages[@]}" "${vm_stages[@]}" "${long_stages[@]}")
 
 # run_stages STAGE...: each as a test run of its own, then the sum
 run_stages() {
@@ -82,7 +83,7 @@ lab_stage() {
 
 	stage=${stage//-/_}
 	declare -F "check_$stage" >/dev/null || die "there is no stage '$stage'" \
-		"Stages: ${check_stages[*]} ${vm_stages[*]} ${long_stages[*]}"
+		"Stages: ${all_stages[*]}"
 	need_packages test
 	"check_$stage"
 }
@@ -915,7 +916,7 @@ check_guest_debug_arm64() {
 }
 
 guest_debug() {
-	guest "$@" --kernel debug --mem 1G --leaks --timeout 1200
+	guest "$@" --kernel debug --mem 1G --leaks --timeout "$debug_limit"
 }
 
 # Tables of 5 levels. The DMA API takes addresses from their upper end, which no table of 4 reaches.
