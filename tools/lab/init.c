@@ -37,6 +37,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -300,33 +301,33 @@ static void copy_file(const char *path)
 	close(fd);
 }
 
-static void wait_for(const char *path)
+static void wait_for(bool (*ready)(const char *path), const char *path, const char *what)
 {
-	for (int ms = 0; access(path, F_OK); ms += 10) {
+	for (int ms = 0; !ready(path); ms += 10) {
 		if (ms >= PATIENCE_MS) {
-			report("failed wait for %s", path);
+			report("failed wait for %s", what);
 			return;
 		}
 		usleep(10000);
 	}
 }
 
+static bool is_there(const char *path)
+{
+	return !access(path, F_OK);
+}
+
+#define CLOCK "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+
 /*
  * KVM takes the rate that the kernel knows when the module is loaded. If the kernel finds a better one after that, KVM
  * has to scale the TSC of each guest, which AMD-V does not do in every machine: then timers of guests are far off.
  */
-static void wait_for_tsc(void)
+static bool tsc_is_known(const char *clock)
 {
-	static const char file[] = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 	char name[32];
 
-	for (int ms = 0; !read_file(file, name, sizeof(name)) && !strcmp(name, "tsc-early"); ms += 10) {
-		if (ms >= PATIENCE_MS) {
-			report("failed wait for the rate of the TSC");
-			return;
-		}
-		usleep(10000);
-	}
+	return read_file(clock, name, sizeof(name)) || strcmp(name, "tsc-early");
 }
 
 #define TSC_SAMPLE_US 200000
@@ -390,10 +391,10 @@ static void obey(char *word, char **argv, int *argc)
 		errors = open_port(value);
 		break;
 	case 'i':
-		wait_for(value);
+		wait_for(is_there, value, value);
 		break;
 	case 'k':
-		wait_for_tsc();
+		wait_for(tsc_is_known, CLOCK, "the rate of the TSC");
 		break;
 	case 'm':
 		load_module(value);
