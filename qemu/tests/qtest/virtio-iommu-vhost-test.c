@@ -1649,6 +1649,30 @@ static Fixture *boot_host(bool vhost, const char *how, const char *more)
     return boot(iommu, host);
 }
 
+/* What QEMU says as errors goes to @file, which stop_logged() takes. */
+static Fixture *boot_host_logged(bool vhost, const char *how, char **file)
+{
+    g_autofree char *more = NULL;
+    int fd = g_file_open_tmp("virtio-iommu-XXXXXX", file, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    more = g_strdup_printf("2>%s", *file);
+    return boot_host(vhost, how, more);
+}
+
+/* Returns what QEMU has said. */
+static char *stop_logged(Fixture *f, char *file)
+{
+    char *log;
+
+    stop(f);
+    g_assert(g_file_get_contents(file, &log, NULL, NULL));
+    unlink(file);
+    g_free(file);
+    return log;
+}
+
 static void number_bus(Fixture *f)
 {
     QPCIDevice *port = qpci_device_find(f->bus, QPCI_DEVFN(PORT_SLOT, 0));
@@ -2058,15 +2082,12 @@ static unsigned int count(const char *text, const char *what)
 /* With stage1=on it gets MAP and UNMAP, and the user is told once why. */
 static void test_host_cannot(void)
 {
-    g_autofree char *path = NULL;
-    g_autofree char *more = NULL;
     g_autofree char *log = NULL;
     uint64_t leaf, root;
+    char *file;
     Fixture *f;
 
-    close(g_file_open_tmp("virtio-iommu-XXXXXX", &path, NULL));
-    more = g_strdup_printf("2>%s", path);
-    f = boot_host(true, "stage1=on", more);
+    f = boot_host_logged(true, "stage1=on", &file);
     fake.nests = false;
     plug_ok(f, 0);
     host_driver_start(f);
@@ -2080,10 +2101,8 @@ static void test_host_cannot(void)
     expect_table(0, 0);
     unplug(f, 0);
     expect_nothing(f);
-    stop(f);
 
-    g_assert(g_file_get_contents(path, &log, NULL, NULL));
-    unlink(path);
+    log = stop_logged(f, file);
     g_assert_cmpuint(count(log, "cannot have stage-1 tables"), ==, 1);
     g_assert_cmpuint(count(log, "warning: "), ==, 1);
     g_assert(strstr(log, "this VT-d does not nest"));
@@ -2175,16 +2194,13 @@ static void expect_maps(Fixture *f)
 /* With stage1=on the user is told that it gets MAP and UNMAP, and why. */
 static void mediated(bool stage1)
 {
-    g_autofree char *path = NULL;
-    g_autofree char *more = NULL;
     g_autofree char *log = NULL;
     g_autofree char *why = NULL;
     uint64_t leaf, root;
+    char *file;
     Fixture *f;
 
-    close(g_file_open_tmp("virtio-iommu-XXXXXX", &path, NULL));
-    more = g_strdup_printf("2>%s", path);
-    f = boot_host(false, stage1 ? "stage1=on" : "stage1=off", more);
+    f = boot_host_logged(false, stage1 ? "stage1=on" : "stage1=off", &file);
     why = plug_mdev(f, 0);
     g_assert_cmpstr(why, ==, NULL);
     number_bus(f);
@@ -2201,10 +2217,8 @@ static void mediated(bool stage1)
     }
     unplug(f, 0);
     expect_nothing(f);
-    stop(f);
 
-    g_assert(g_file_get_contents(path, &log, NULL, NULL));
-    unlink(path);
+    log = stop_logged(f, file);
     g_assert_cmpuint(count(log, "warning: "), ==, stage1);
     g_assert_cmpuint(count(log, "vfio0 cannot have stage-1 tables"), ==,
                      stage1);
