@@ -109,10 +109,8 @@ build_programs() {
 			LDFLAGS=-static LDLIBS= all || return 1
 		find "$selftests/$dir" -maxdepth 1 -type f -executable -exec cp -p {} "$bin/" \;
 	done
-	if [[ -f $repo/tools/vhost-iommu/Makefile ]]; then
-		quietly "$log" make -C "$repo/tools/vhost-iommu" "${arch_make[@]}" HDR="$headers/usr/include" OUT="$bin" \
-			-j"$jobs" || return 1
-	fi
+	quietly "$log" make -C "$repo/tools/vhost-iommu" "${arch_make[@]}" HDR="$headers/usr/include" OUT="$bin" -j"$jobs" ||
+		return 1
 	release
 }
 
@@ -1479,11 +1477,6 @@ check_qemu_faults() {
 }
 
 check_faults() {
-	if [[ ! -x $repo/tools/testing/faults/run ]]; then
-		tap_plan 1
-		tap_skip "seeded faults" "tools/testing/faults/run does not exist"
-		return
-	fi
 	LAB=$lab/lab OUT=$out/faults "$repo/tools/testing/faults/run"
 }
 
