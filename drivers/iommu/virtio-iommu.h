@@ -13,9 +13,9 @@
 #include <linux/llist.h>
 #include <linux/mutex.h>
 #include <linux/scatterlist.h>
-#include <linux/sched/clock.h>
 #include <linux/spinlock.h>
 #include <linux/time64.h>
+#include <linux/timekeeping.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
 
@@ -145,6 +145,7 @@ struct viommu_wait {
 };
 
 #define VIOMMU_WAIT_POLLS		1024
+#define VIOMMU_WAIT_LEAST		(1 * NSEC_PER_USEC)
 #define VIOMMU_WAIT_STEP		(1 * NSEC_PER_MSEC)
 #define VIOMMU_WAIT_STATUS		(10 * NSEC_PER_MSEC)
 #define VIOMMU_WAIT_NEEDS_RESET		(1 * (u64)NSEC_PER_SEC)
@@ -161,7 +162,8 @@ struct viommu_wait {
  * now and then. If it needs a reset, the other queues may well go on (INV-D-49
  * of the specification): give it some time. The last bound is beyond what a
  * host that works takes. A step of the clock counts little, because the VM may
- * have been stopped.
+ * have been stopped; and a clock that stands still counts as well, because so
+ * many polls take some time for sure.
  *
  * Return: false if there is no point in waiting.
  */
@@ -178,9 +180,11 @@ static inline bool viommu_wait_more(struct virtqueue *vq,
 	if (likely(++wait->polls % VIOMMU_WAIT_POLLS))
 		return true;
 
-	now = local_clock();
+	/* Not local_clock(): without a good TSC that needs this CPU's tick. */
+	now = ktime_get_mono_fast_ns();
 	if (wait->clock)
-		wait->spent += min_t(u64, now - wait->clock, VIOMMU_WAIT_STEP);
+		wait->spent += clamp_t(u64, now - wait->clock,
+				       VIOMMU_WAIT_LEAST, VIOMMU_WAIT_STEP);
 	wait->clock = now;
 	if (wait->spent - wait->checked < VIOMMU_WAIT_STATUS)
 		return true;
